@@ -1,0 +1,155 @@
+"""Generative models. All of them encode, decode, sample and give a loss, whatever their kind.
+
+    encode(x)           latent of images x (B, C, H, W) in [0, 1]
+    decode(z)           images in [0, 1]
+    sample(n, stream)   n images from the prior, drawn from a torch.Generator
+    loss(x, ...)        {name: (B,)}: the terms of the training loss, one number an image; the loss is their sum
+
+`build(name, **settings)` makes a model, `restore(state)` one from a checkpoint of train.py or from a bare state dict.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from experiment import UserError
+
+# --- variational autoencoders --------------------------------------------------------------
+
+
+class VAE(nn.Module):
+    """Variational autoencoder (Kingma and Welling 2014) with a Bernoulli likelihood and a Gaussian posterior.
+
+    A subclass sets `encoder` (images to 256 features) and `decoder_input`, `unflatten`, `decoder` (latent to logits,
+    with a last Sigmoid). The latent noise is always an argument: eps (B, latent) standard normal, or None for the
+    latent mean, so that nothing is drawn behind the caller's back, in training mode or not.
+    """
+
+    FEATURES = 256
+
+    def __init__(self, latent):
+        super().__init__()
+        self.latent = latent
+        self.fc_mu = nn.Linear(self.FEATURES, latent)
+        self.fc_logvar = nn.Linear(self.FEATURES, latent)
+
+    def posterior(self, x):
+        """Mean and log-variance, each (B, latent), of q(z | x)."""
+        h = self.encoder(x)
+        return self.fc_mu(h), self.fc_logvar(h)
+
+    def encode(self, x):
+        """The latent mean (B, latent)."""
+        return self.posterior(x)[0]
+
+    def logits(self, z):
+        """Pixel logits (B, 1, 28, 28); their sigmoid is the image."""
+        return self.decoder[:-1](self.unflatten(self.decoder_input(z)))
+
+    def decode(self, z):
+        return torch.sigmoid(self.logits(z))
+
+    def sample(self, n, stream):
+        """n images from z ~ N(0, I), on the model's device; stream: a CPU torch.Generator."""
+        return self.decode(self.noise(n, stream))
+
+    def noise(self, n, stream):
+        """(n, latent) standard normal draws of a CPU generator, on the model's device."""
+        return torch.randn(n, self.latent, generator=stream).to(self.fc_mu.weight.device)
+
+    def forward(self, x, eps=None):
+        """(logits, mu, logvar) of images x, with latent z = mu + eps * sigma."""
+        mu, logvar = self.posterior(x)
+        z = mu if eps is None else mu + eps * torch.exp(0.5 * logvar)
+        return self.logits(z), mu, logvar
+
+    def reconstruct(self, x, eps=None):
+        return torch.sigmoid(self(x, eps)[0])
+
+    def loss(self, x, eps=None):
+        """Negative ELBO in nats, term by term: binary cross-entropy summed over pixels, KL summed over the latent.
+
+        KL(q || N(0, I)) = 1/2 sum(mu^2 + sigma^2 - 1 - log sigma^2), Kingma and Welling 2014, appendix B. The
+        cross-entropy is taken from the logits: unlike that of probabilities it is not cut off at 100 nats a pixel.
+        """
+        logits, mu, logvar = self(x, eps)
+        bce = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)  # (B,)
+        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)  # (B,)
+        return {"bce": bce, "kl": kl}
+
+    def squared_error(self, x, eps=None):
+        """Mean squared error of the reconstruction, one number an image, (B,)."""
+        return (self.reconstruct(x, eps) - x).square().flatten(1).mean(1)
+
+
+class ConvVAE(VAE):
+    """Convolutional VAE for 1 x 28 x 28 images; 990,633 parameters with latent 20.
+
+    The layers have the names and shapes of the published checkpoint of Constructive Counterfactuals.
+    """
+
+    def __init__(self, latent=20):
+        super().__init__(latent)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.ReLU(),  # (B, 32, 14, 14)
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),  # (B, 64, 7, 7)
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64 * 7 * 7, self.FEATURES), nn.ReLU(),
+        )  # fmt: skip
+        self.decoder_input = nn.Linear(latent, 64 * 7 * 7)
+        self.unflatten = nn.Unflatten(1, (64, 7, 7))
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),  # (B, 32, 14, 14)
+            nn.ConvTranspose2d(32, 1, 3, stride=2, padding=1, output_padding=1), nn.Sigmoid(),
+        )  # fmt: skip
+
+
+class LinearVAE(VAE):
+    """Fully connected VAE for 1 x 28 x 28 images: two hidden layers of 256 on each side."""
+
+    def __init__(self, latent=20):
+        super().__init__(latent)
+        self.encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(28 * 28, 256), nn.ReLU(), nn.Linear(256, self.FEATURES), nn.ReLU()
+        )
+        self.decoder_input = nn.Linear(latent, 256)
+        self.unflatten = nn.ReLU()  # features stay a vector here
+        self.decoder = nn.Sequential(
+            nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 28 * 28), nn.Unflatten(1, (1, 28, 28)), nn.Sigmoid()
+        )
+
+
+# --- making and restoring -------------------------------------------------------------------
+
+MODELS = {"vae": ConvVAE, "linear_vae": LinearVAE}
+
+
+def build(name, **settings):
+    """A freshly initialised model; raises UserError for a name that is not in MODELS."""
+    if name not in MODELS:
+        raise UserError(f"no generative model is called {name!r}; there are {', '.join(MODELS)}")
+    return MODELS[name](**settings)
+
+
+def restore(state, name="vae"):
+    """The model in a checkpoint: train.py's (which names its architecture) or a bare state dict of `name`.
+
+    Raises UserError, naming the first tensor that does not fit, if the weights are another model's.
+    """
+    made = state.get("architecture", {"name": name, "settings": {}})
+    weights = state.get("model", state)
+    model = build(made["name"], **made["settings"])
+    fit(model, weights)
+    return model.eval()
+
+
+def fit(model, weights):
+    """Load weights into the model; raises UserError if names or shapes differ."""
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
+    for key in [*wanted, *given]:
+        if wanted.get(key) != given.get(key):
+            raise UserError(f"these are not the weights of a {type(model).__name__}: {key} should be "
+                            f"{wanted.get(key, 'absent')} and is {given.get(key, 'absent')}")
+    model.load_state_dict(weights)
