@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiment import UserError
+from experiment import UserError, load_weights
 
 # --- variational autoencoders --------------------------------------------------------------
 
@@ -72,10 +72,14 @@ class VAE(nn.Module):
         KL(q || N(0, I)) = 1/2 sum(mu^2 + sigma^2 - 1 - log sigma^2), Kingma and Welling 2014, appendix B. The
         cross-entropy is taken from the logits: unlike that of probabilities it is not cut off at 100 nats a pixel.
         """
+        return self.loss_and_logits(x, eps)[0]
+
+    def loss_and_logits(self, x, eps=None):
+        """The loss terms and the pixel logits they were taken from."""
         logits, mu, logvar = self(x, eps)
         bce = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)  # (B,)
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)  # (B,)
-        return {"bce": bce, "kl": kl}
+        return {"bce": bce, "kl": kl}, logits
 
     def squared_error(self, x, eps=None):
         """Mean squared error of the reconstruction, one number an image, (B,)."""
@@ -140,16 +144,4 @@ def restore(state, name="vae"):
     made = state.get("architecture", {"name": name, "settings": {}})
     weights = state.get("model", state)
     model = build(made["name"], **made["settings"])
-    fit(model, weights)
-    return model.eval()
-
-
-def fit(model, weights):
-    """Load weights into the model; raises UserError if names or shapes differ."""
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
-    for key in [*wanted, *given]:
-        if wanted.get(key) != given.get(key):
-            raise UserError(f"these are not the weights of a {type(model).__name__}: {key} should be "
-                            f"{wanted.get(key, 'absent')} and is {given.get(key, 'absent')}")
-    model.load_state_dict(weights)
+    return load_weights(model, weights).eval()

@@ -20,9 +20,10 @@ import sys
 import time
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Callable, Literal
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
@@ -104,18 +105,19 @@ def parse_options(script, argv):
     rules = {name: _unpack(hint) for name, hint in hints.items() if name.isupper()}
     for name, (kind, check, choices, _, many) in rules.items():
         default = getattr(script, name)
-        shown = " ".join(map(str, default)) if many else default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = "; ".join(filter(None, [helps.get(name), check and check.words, f"default: {shown}"]))
         how = {"help": text.replace("%", "%%"), "default": default}
         if kind is bool:
             how["action"] = argparse.BooleanOptionalAction
         else:
             how |= {"type": kind, "metavar": "|".join(choices) if choices else kind.__name__.upper()}
-            how |= {"nargs": "+"} if many else {}
+            how |= {"nargs": "*"} if many else {}
         parser.add_argument("--" + name.lower().replace("_", "-"), **how)
     values = vars(parser.parse_args(argv))
     for name, rule in rules.items():
-        values[name.lower()] = tuple(values[name.lower()]) if rule[4] else values[name.lower()]
+        if rule[4] and values[name.lower()] is not None:
+            values[name.lower()] = tuple(values[name.lower()])
         _validate("--" + name.lower().replace("_", "-"), values[name.lower()], *rule)
     return values
 
@@ -223,6 +225,18 @@ def load_checkpoint(path):
     return state
 
 
+def load_weights(model, weights):
+    """The model with these weights; UserError, naming the first that does not fit, if they are another model's."""
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
+    for key in [*wanted, *given]:
+        if wanted.get(key) != given.get(key):
+            raise UserError(f"these are not the weights of a {type(model).__name__}: {key} should be "
+                            f"{wanted.get(key, 'absent')} and is {given.get(key, 'absent')}")
+    model.load_state_dict(weights)
+    return model
+
+
 # --- a run folder -------------------------------------------------------------------------
 
 
@@ -253,21 +267,19 @@ class RunFolder:
                 raise UserError(f"{self.path} was made with {name}={made.get(name)}, not {options.get(name)}; "
                                 "name another --run or delete the folder")
 
-    def log_lines(self):
-        """The complete lines of log.jsonl as dicts; a line cut off by a crash is left out."""
-        file = self.path / "log.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
     def finished(self):
-        lines = self.log_lines()
+        lines = read_lines(self.path / "log.jsonl")
         return bool(lines) and lines[-1].get("event") == "finished" and self.best.is_file()
 
     def open_log(self, keep):
         """log.jsonl, cut back to its first `keep` lines (those a checkpoint knows of), open for appending."""
-        lines = self.log_lines()[:keep]
+        lines = read_lines(self.path / "log.jsonl")[:keep]
         write_atomically(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         return open(self.path / "log.jsonl", "a", buffering=1)
+
+
+def json_line(values):
+    return json.dumps(values) + "\n"
 
 
 def read_json(path):
@@ -275,6 +287,16 @@ def read_json(path):
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+
+
+def read_lines(path):
+    """The complete lines of a .jsonl file as dicts; one cut off by a crash is left out, an absent file is empty."""
+    path = Path(path)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(f"{path} holds a line that is no JSON: {error}; restore the file or delete it") from None
 
 
 # --- records ------------------------------------------------------------------------------
@@ -302,6 +324,11 @@ def device_name(device):
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def plain_options(options):
+    """Options as a record holds them: paths as texts, tuples as lists."""
+    return json.loads(json.dumps(options, default=str))
+
+
 class Records:
     """The measurements of one script, one JSON line each in FOLDER/metrics.jsonl.
 
@@ -313,8 +340,7 @@ class Records:
 
     def __init__(self, folder, experiment, options, device):
         self.path = Path(folder) / self.FILE
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        self.common = {"experiment": experiment, "options": json.loads(json.dumps(plain))}
+        self.common = {"experiment": experiment, "options": plain_options(options)}
         self.origin = {"commit": commit(), "versions": versions(), "device": device_name(device)}
         self.started = time.perf_counter()
         self.rows = []
@@ -334,17 +360,7 @@ class Records:
 
     def save(self):
         """Write the rows to disk, beside the earlier ones of other options, and return them."""
-        identity = lambda row: json.dumps([row[field] for field in self.IDENTITY], sort_keys=True)  # noqa: E731
-        rows = {identity(row): row for row in read_records(self.path) + self.rows}
+        identity = lambda row: json.dumps([row[field] for field in self.IDENTITY], sort_keys=True)
+        rows = {identity(row): row for row in read_lines(self.path) + self.rows}
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows.values()))
         return self.rows
-
-
-def read_records(path):
-    """The records of a metrics.jsonl as a list of dicts; an absent file is an empty list."""
-    if not Path(path).exists():
-        return []
-    try:
-        return [json.loads(line) for line in Path(path).read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} holds a line that is no record: {error}; restore it or delete it") from None

@@ -1,0 +1,218 @@
+"""Teach a VAE a digit it has never seen, in one step from one sample (README, part 2).
+
+    python constructive_counterfactuals.py                    # 15 min on 2 cores
+    python constructive_counterfactuals.py --anchors 5 --seeds 1 --sweep-anchors 1 --results results/quick/mine   # 20 s
+    python constructive_counterfactuals.py --strength 0.0005 --results results/quick/mine
+
+After Constructive Counterfactuals, part 2 (Buckhouse): every parameter moves by `strength` against the sign of its
+gradient of the anchor's squared error. Writes RESULTS/constructive_counterfactuals.png, strength.png, anchors.png and
+metrics.jsonl.
+"""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import datasets
+import experiment
+import figures
+import metrics
+import tables
+import train
+from ablate import error_gradients, move, norm, reverse_ablate
+
+# --- the step ---------------------------------------------------------------------------------
+RUN: Path = Path("runs/vae_512_no0")  # a run folder of train.py
+CHECKPOINT: Path | None = None  # other weights for it: any checkpoint of the same model
+# published, and the gentler one that the sweep below recommends
+STRENGTH: tuple[experiment.Positive, ...] = (0.001, 0.0002)  # how far every parameter moves; published: 0.001
+DIGIT: experiment.Digit = 0  # the digit that is added; the run has never seen it
+
+# --- on how much it is measured -------------------------------------------------------------------
+ANCHORS: experiment.Count = 100  # test digits that are added, one at a time, for each seed
+SEEDS: experiment.Count = 5  # seeds 0, 1, ...: each draws its own anchors and random signs
+OTHERS: experiment.Count = 512  # test digits of the other classes that the step must not harm
+STRENGTHS: tuple[experiment.Positive, ...] = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)  # sweep of the step's length
+SEVERAL: tuple[experiment.Count, ...] = (1, 2, 4, 8, 16, 32, 64)  # sweep of anchors in one step
+SWEEP_ANCHORS: experiment.Count = 5  # steps at each point of the two sweeps, for each seed
+DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
+RESULTS: Path = Path("results/constructive_counterfactuals")  # where figures and records go
+
+ARMS = {"sign step": "one reverse-ablation step", "gradient step": "plain gradient, same length",
+        "random step": "random signs, same length"}  # fmt: skip
+SPLITS = ("anchor", "unseen", "known")  # the added sample; the other test samples of its class; the other classes
+
+
+# --- steps of equal length ------------------------------------------------------------------------
+
+
+def steps(model, images, strength, stream):
+    """{arm: the model after a step}, all of the L2 length of the sign step.
+
+    images: (B, 1, 28, 28), the anchors; stream: torch.Generator of the random signs.
+    """
+    grads = error_gradients(model, images)
+    sign = {name: grad.sign() for name, grad in grads.items()}
+    # random signs move the parameters that the sign step moves: those with a gradient
+    chance = {name: (torch.randint(0, 2, part.shape, generator=stream) * 2 - 1).to(part) * part.abs()
+              for name, part in sign.items()}
+    length = strength * norm(sign)
+    directions = dict(zip(ARMS, (sign, grads, chance), strict=True))
+    return {arm: move(model, direction, length / norm(direction)) for arm, direction in directions.items()}
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+class Bench:
+    """The test digits on which steps are measured, with the errors of the untouched model.
+
+    unseen: the test digits of the added class, anchors among them; known: a fixed draw of the others.
+    """
+
+    def __init__(self, model, test, digit, others, seed_of_draw=0):
+        mine = datasets.of_class(test, digit)
+        self.unseen = test[mine]
+        self.known = datasets.draw(test[~mine], others, seed_of_draw, "known digits")
+        self.images = torch.cat([self.unseen.images, self.known.images])
+        self.before = metrics.errors(model, self.images)  # of the unseen digits and then the known ones
+
+    def change(self, model, anchors):
+        """{(split, metric): (mean change against the untouched model, how many)}; anchors: positions in unseen."""
+        n = len(self.unseen)
+        used = torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
+        used[anchors] = True
+        first = torch.arange(len(self.images), device=used.device) < n
+        parts = dict(zip(SPLITS, (used, first & ~used, ~first), strict=True))
+        after = metrics.errors(model, self.images)
+        return {(split, metric): (float((after[metric] - self.before[metric])[part].double().mean()), int(part.sum()))
+                for split, part in parts.items() for metric in after}
+
+
+def measure(model, bench, strength, groups, arms, seed, records, purpose, /, **setting):
+    """Record the mean change over groups of anchors, every group from the untouched model; one record an arm.
+
+    groups: list of tensors of positions in bench.unseen, one a step. The value of a record is the mean over the
+    groups, its n the number of groups.
+    """
+    totals = {}
+    for k, anchors in enumerate(tqdm(groups, desc=f"{purpose} seed {seed} {setting or ''}", disable=None)):
+        stream = experiment.generator(seed, f"random signs/{purpose}/{setting}/{k}")
+        after = steps(model, bench.unseen.images[anchors], strength, stream)
+        for arm in arms:
+            for key, (change, _) in bench.change(after[arm], anchors).items():
+                totals[arm, *key] = totals.get((arm, *key), 0) + change
+    for (arm, split, metric), total in totals.items():
+        records.add(arm, split, f"{metric}_change", total / len(groups), len(groups), seed, **setting)
+
+
+def record_before(bench, records):
+    for part, chosen in (("unseen", slice(0, len(bench.unseen))), ("known", slice(len(bench.unseen), None))):
+        for metric, values in bench.before.items():
+            records.add("before", part, metric, float(values[chosen].double().mean()), len(values[chosen]), 0)
+
+
+def measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records):
+    """All measurements of one seed: single anchors, the sweep of the strength, several anchors in one step."""
+    order = torch.randperm(len(bench.unseen), generator=experiment.generator(seed, "anchors"))
+    for s in strength:
+        measure(model, bench, s, order[:anchors].split(1), ARMS, seed, records, "anchors", strength=s)
+    for s in strengths:
+        single = order[:sweep_anchors].split(1)
+        measure(model, bench, s, single, ARMS, seed, records, "sweep", swept_strength=s)
+    for k in several:
+        stream = experiment.generator(seed, f"several anchors/{k}")
+        groups = [torch.randperm(len(bench.unseen), generator=stream)[:k] for _ in range(sweep_anchors)]
+        for s in strength:
+            measure(model, bench, s, groups, ["sign step"], seed, records, "several", anchors=k, with_strength=s)
+
+
+# --- figures and table ------------------------------------------------------------------------------
+
+
+def draw_example(model, bench, anchor, strength, path):
+    """Rows: the added digit, a digit the model knows, one it was never shown; columns truth, before, after."""
+    other = (anchor + 1) % len(bench.unseen)
+    images = torch.stack([bench.unseen.images[anchor], bench.known.images[0], bench.unseen.images[other]])
+    models = [model, *(reverse_ablate(model, images[:1], s) for s in strength)]
+    with torch.no_grad():
+        columns = [images, *(net.reconstruct(images) for net in models)]
+    errors = [metrics.squared_errors(net, images) for net in models]
+    captions = [["", *(f"MSE {error[i]:.4f}" for error in errors)] for i in range(3)]
+    figures.image_grid(path, [[column[i] for column in columns] for i in range(3)],
+                       ["truth", "before", *(f"after {s:g}" for s in strength)], ["added", "known", "never shown"],
+                       captions, "One step from one sample")
+
+
+def draw_strengths(records, strengths, path):
+    """Change on unseen and on known digits against the strength; and gain against harm along the strengths."""
+    colours = dict(zip(ARMS, ("blue", "orange", "grey"), strict=True))
+    points = {(arm, split): [tables.mean(records, arm=arm, split=split, metric="mse_change", swept_strength=s)
+                             for s in strengths] for arm in ARMS for split in ("unseen", "known")}
+    panels = []
+    for split, title in (("unseen", "never shown, same class"), ("known", "known classes")):
+        lines = [(ARMS[arm], colour, strengths, [p.mean for p in points[arm, split]],
+                  [p.half for p in points[arm, split]]) for arm, colour in colours.items()]
+        panels.append({"title": title, "x_label": "strength", "y_label": "change of MSE", "log": "x", "zero": True,
+                       "symlog": 1e-3, "lines": lines})
+    lines = [("reverse ablation, one point a strength", "blue", [p.mean for p in points["sign step", "known"]],
+              [-p.mean for p in points["sign step", "unseen"]], None)]
+    panels.append({"title": "gain against harm", "x_label": "harm: rise of MSE on known classes",
+                   "y_label": "gain: fall of MSE on unseen", "zero": True, "lines": lines})
+    figures.curves(path, panels, "Strength of the step (mean and 95 % interval over seeds)")
+
+
+def draw_several(records, several, strength, path):
+    names = {"anchor": "the anchors", "unseen": "never shown, same class", "known": "known classes"}
+    panels = []
+    for s in strength:
+        lines = []
+        for split, colour in zip(SPLITS, ("green", "blue", "red"), strict=True):
+            wanted = {"arm": "sign step", "split": split, "metric": "mse_change", "with_strength": s}
+            points = [tables.mean(records, **wanted, anchors=k) for k in several]
+            lines.append((names[split], colour, several, [p.mean for p in points], [p.half for p in points]))
+        panels.append({"title": f"strength {s:g}", "x_label": "anchors in the step", "y_label": "change of MSE",
+                       "log": "x", "zero": True, "lines": lines})
+    figures.curves(path, panels, "One sign step from several anchors (mean and 95 % interval over seeds)")
+
+
+def table(records):
+    """The README's table of part 2, from the records of one set of options."""
+    options = records[0]["options"]
+    names = {"anchor": "the added sample", "unseen": f"other {options['digit']}s, never shown", "known": "known digits"}
+    rows = []
+    for s in options["strength"]:
+        for split in SPLITS:
+            cells = [f"{tables.mean(records, arm=arm, split=split, metric='mse_change', strength=s):+.4f}"
+                     for arm in ARMS]
+            loss = tables.mean(records, arm="sign step", split=split, metric="vae_loss_change", strength=s)
+            rows.append([f"{names[split]}; strength {s:g}", *cells, f"{loss:+.2f}"])
+    before = {part: tables.mean(records, arm="before", split=part, metric="mse").mean for part in ("unseen", "known")}
+    header = ["change of MSE on", *ARMS, "VAE loss (nats), sign step"]
+    return tables.markdown(header, rows) + (
+        f"\n\nMean and 95 % interval over {options['seeds']} seeds of {options['anchors']} anchors each, latent mean; "
+        f"all three steps have the same L2 length. Before: MSE {before['unseen']:.4f} on {options['digit']}s, "
+        f"{before['known']:.4f} on {options['others']} known test digits.")
+
+
+def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, several, sweep_anchors, device, results):
+    given = dict(locals())
+    device = experiment.pick_device(device)
+    model, _, _ = train.load_vae(run, checkpoint, device)
+    bench = Bench(model, datasets.mnist("test", device), digit, others)
+    if max(anchors, sweep_anchors, *several) > len(bench.unseen):
+        raise experiment.UserError(f"the test set has {len(bench.unseen)} digits {digit}, fewer than the anchors asked")
+    records = experiment.Records(results, "constructive_counterfactuals", given, device)
+    record_before(bench, records)
+    first = int(torch.randperm(len(bench.unseen), generator=experiment.generator(0, "anchors"))[0])
+    draw_example(model, bench, first, strength, results / "constructive_counterfactuals.png")
+    for seed in range(seeds):
+        measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records)
+    draw_strengths(records.rows, strengths, results / "strength.png")
+    draw_several(records.rows, several, strength, results / "anchors.png")
+    print(table(records.save()))
+
+
+if __name__ == "__main__":
+    experiment.run(main)

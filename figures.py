@@ -1,0 +1,83 @@
+"""Figures: grids of images with what they show written beside them, and curves with bands. Nothing is global.
+
+Every function writes one PNG atomically. Colours are Okabe and Ito's, which survive colour blindness and grey print.
+"""
+
+import io
+
+import numpy
+from matplotlib.figure import Figure
+
+from experiment import write_atomically
+
+COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
+           "sky": "#56B4E9", "grey": "#6E6E6E"}
+INK = "#222222"
+STYLE = {"fontsize": 9, "color": INK}
+
+
+def save(figure, path):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def image_grid(path, rows, columns, labels, captions, title):
+    """Images in a grid: `rows` is a list of lists of (1 or 3, H, W) tensors in [0, 1].
+
+    columns: a heading for each column; labels: a text for each row, on its left; captions: a list of lists of texts
+    (or "") under the images. Greyscale is drawn dark on light ink, as digits are written.
+    """
+    high, wide = len(rows), len(columns)
+    width, height = 1.35 + 1.15 * wide, 0.75 + 1.38 * high
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=10, color=INK)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            place = ((1.3 + 1.15 * j) / width, 1 - (0.62 + 1.38 * i + 1.05) / height, 1.05 / width, 1.05 / height)
+            axes = figure.add_axes(place)
+            pixels = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+            axes.imshow(pixels.squeeze(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(color="#BBBBBB", linewidth=0.6)
+            axes.set_xlabel(captions[i][j], labelpad=3, fontsize=8, color=INK)
+            if i == 0:
+                axes.set_title(columns[j], pad=4, **STYLE)
+            if j == 0:
+                axes.text(-0.1, 0.5, labels[i], transform=axes.transAxes, ha="right", va="center", **STYLE)
+    save(figure, path)
+
+
+def curves(path, panels, title, columns=3):
+    """Panels of curves with bands, `columns` of them side by side.
+
+    panels: a list of dicts with title, x_label, y_label, log ("x", "y", "xy" or ""), lines and zero (whether to draw
+    y = 0), symlog. lines: a list of (label, colour name, x, y, half widths of the band or None).
+    """
+    columns = min(columns, len(panels))
+    rows = len(panels) // columns
+    figure = Figure(figsize=(0.4 + 4.1 * columns, 0.4 + 3.3 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        for label, colour, x, y, half in panel["lines"]:
+            x, y = numpy.asarray(x, float), numpy.asarray(y, float)
+            axes.plot(x, y, "o-", color=COLOURS[colour], label=label, markersize=3.5, linewidth=1.5)
+            if half is not None:
+                half = numpy.nan_to_num(numpy.asarray(half, float))
+                axes.fill_between(x, y - half, y + half, color=COLOURS[colour], alpha=0.18, linewidth=0)
+        if panel.get("zero"):
+            axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xscale("log" if "x" in panel.get("log", "") else "linear")
+        if "symlog" in panel:  # linear up to this value, logarithmic beyond, on both sides of 0
+            axes.set_yscale("symlog", linthresh=panel["symlog"])
+        else:
+            axes.set_yscale("log" if "y" in panel.get("log", "") else "linear")
+        axes.set_title(panel["title"], **STYLE)
+        axes.set_xlabel(panel["x_label"], **STYLE)
+        axes.set_ylabel(panel["y_label"], **STYLE)
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, frameon=False)
+    save(figure, path)

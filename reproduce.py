@@ -1,0 +1,197 @@
+"""Run every experiment and rebuild every table of README.md from the records.
+
+    python reproduce.py            # the committed results: 1 h 40 min on 2 cores; what is there is not done again
+    python reproduce.py --quick    # fewer samples and seeds, under 4 min; into runs/quick/ and results/quick/
+    python reproduce.py --only-tables   # only the tables, from the records that are there
+
+Prints one table. A step whose records exist with the same options is skipped; --again measures it anew.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import experiment
+import finetuning_report
+import tables
+
+QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
+ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
+AGAIN: bool = False  # measure steps anew whose records are there
+PUBLISHED: Path | None = None  # folder with the published checkpoints; adds the comparison from the published VAE
+
+README = Path("README.md")
+PUBLISHED_VAE = "vae/vae_l5_linear_512_no0.pt"
+
+
+class Step(NamedTuple):
+    """One script with its arguments; results: the folder of its records, None for a training run."""
+
+    script: str
+    arguments: tuple
+    results: str | None = None
+
+
+FULL = {
+    "vae": Step("train", ()),
+    "classifier": Step("train", ("--model", "mnist_cnn")),
+    "ablate": Step("ablate", ("--against", "retrain"), "results/ablate"),
+    "constructive": Step("constructive_counterfactuals", (), "results/constructive_counterfactuals"),
+    "targeted": Step("targeted_finetuning", (), "results/targeted_finetuning"),
+}
+QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
+
+
+def small(script, folder, arguments):
+    """A step of the quick setting, on the quick run and into results/quick/."""
+    return Step(script, (*QUICK_RUN, "--results", f"results/quick/{folder}", *arguments.split()),
+                f"results/quick/{folder}")
+
+
+FAST = {
+    "vae": Step("train", (*QUICK_RUN, "--results", "results/quick/train")),
+    "ablate": small("ablate", "ablate", "--samples 16 --sweep-samples 4"),
+    "constructive": small("constructive_counterfactuals", "constructive_counterfactuals",
+                          "--anchors 10 --seeds 2 --sweep-anchors 1"),
+    "targeted": small("targeted_finetuning", "targeted_finetuning",
+                      "--sizes 512 --seeds 2 --sweep 0.1 --sweep-seeds 2 --test 3000"),
+}  # fmt: skip
+
+
+def published_step(folder):
+    """Part 3 from the published checkpoint."""
+    checkpoint = Path(folder) / PUBLISHED_VAE
+    if not checkpoint.is_file():
+        raise experiment.UserError(f"--published {folder}: there is no {PUBLISHED_VAE} in it")
+    results = "results/targeted_finetuning/published_checkpoint"
+    return Step("targeted_finetuning", ("--checkpoint", str(checkpoint), "--sizes", "512", "--seeds", "5", "--sweep",
+                                        "--results", results), results)
+
+
+# --- running ---------------------------------------------------------------------------------------
+
+
+def records_of(step):
+    """The records that a step has left, those of its very options."""
+    options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
+    wanted = experiment.plain_options(options)
+    found = experiment.read_lines(Path(step.results) / experiment.Records.FILE)
+    return [row for row in found if all(wanted.get(name) == value for name, value in row["options"].items())]
+
+
+def carry_out(name, step, again):
+    """Run a step as its own process unless its records are there; what it prints is left to the one table."""
+    command = [sys.executable, f"{step.script}.py", *step.arguments]
+    words = " ".join(["python", *command[1:]])
+    if step.results and not again and records_of(step):
+        print(f"{name}: already in {step.results} ({words})", file=sys.stderr)
+        return
+    print(f"{name}: {words}", file=sys.stderr)
+    started = time.perf_counter()
+    if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=experiment.ROOT).returncode:
+        raise experiment.UserError(f"{words} failed; the steps before it are kept")
+    print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+# --- the one table -----------------------------------------------------------------------------------
+
+
+def summary(steps, setting):
+    """One table over all parts, from the records of these steps."""
+    rows = []
+    for part, lines in (("1", ablation_lines(records_of(steps["ablate"]))),
+                        ("2", construction_lines(records_of(steps["constructive"]))),
+                        ("3", finetuning_lines(records_of(steps["targeted"])))):
+        rows += [[part, *line] for line in lines]
+    return f"Setting: {setting}\n\n" + tables.markdown(["part", "measured", "value", "samples"], rows)
+
+
+def ablation_lines(records):
+    import ablate
+
+    main = [row for row in records if row["setting"].keys() == {"sample"}]
+    n = f"{records[0]['options']['samples']} ablated samples"
+    return [[f"VAE loss on the {split}, change by ablating ({arm} parameters)",
+             f"{ablate.rise(main, arm, split):+.1f}", n]
+            for arm in ("ablated", "random") for split in ablate.SPLITS]
+
+
+def construction_lines(records):
+    options = records[0]["options"]
+    n = f"{options['seeds']} seeds x {options['anchors']} anchors"
+    names = {"anchor": "the added zero", "unseen": "other zeros", "known": "known digits"}
+    return [[f"MSE on {names[split]}, change by one step of {strength:g}", f"{value:+.4f}", n]
+            for strength in options["strength"] for split in names
+            for value in [tables.mean(records, arm="sign step", split=split, metric="mse_change", strength=strength)]]
+
+
+def finetuning_lines(records):
+    options, lines = records[0]["options"], []
+    for size in options["sizes"]:
+        rows, n = finetuning_report.main_rows(records, size), f"{options['seeds']} seeds x {size} zeros"
+        for split in ("new digit", "others"):
+            for arm in ("before", "targeted", "random", "full"):
+                value = tables.mean(rows, arm=arm, split=split, metric="mse_sampled")
+                lines.append([f"MSE on the {split}, {arm} ({size})", f"{value:.5f}", n])
+    return lines
+
+
+# --- README.md ----------------------------------------------------------------------------------------
+
+
+def readme_blocks():
+    """{name of a generated block: its content}, from the committed records."""
+    import ablate
+    import constructive_counterfactuals
+
+    ablation, construction, finetuning = (records_of(FULL[name]) for name in ("ablate", "constructive", "targeted"))
+    blocks = {
+        "part 1": ablate.table(ablation),
+        "part 2": constructive_counterfactuals.table(construction),
+        "part 3": finetuning_report.table(finetuning),
+        "part 3 claims": finetuning_report.claims(finetuning),
+        "part 3 published": finetuning_report.published_table(finetuning, published_records()),
+        "training": training_table(),
+    }
+    bench = experiment.read_lines("results/bench/metrics.jsonl")
+    return blocks | ({"speed": bench_table(bench)} if bench else {})
+
+
+def published_records():
+    """What part 3 measured from the published checkpoint; its records are committed."""
+    return experiment.read_lines(Path("results/targeted_finetuning/published_checkpoint") / experiment.Records.FILE)
+
+
+def training_table():
+    records = experiment.read_lines("results/train/metrics.jsonl")
+    rows = [[row["options"]["run"], row["split"], row["metric"], f"{row['value']:.5g}", row["n"], row["seed"]]
+            for row in records]
+    return tables.markdown(["run", "measured on", "what", "value", "n", "seed"], rows)
+
+
+def bench_table(records):
+    rows = [[row["arm"], row["options"]["baseline"], f"{row['value']:.2f}", row["n"], row["device"]]
+            for row in records if row["metric"] == "speedup"]
+    return tables.markdown(["what", "against", "times faster", "n", "device"], rows)
+
+
+def main(quick, only_tables, again, published):
+    os.chdir(experiment.ROOT)
+    steps = dict(FAST if quick else FULL)
+    if published and not quick:
+        steps["published checkpoint"] = published_step(published)
+    if not only_tables:
+        for name, step in steps.items():
+            carry_out(name, step, again)
+    if not quick:
+        tables.update(README, readme_blocks())
+    setting = "quick (few seeds and samples; the committed results are those of `make reproduce`)" if quick else "full"
+    print(summary(steps, setting))
+
+
+if __name__ == "__main__":
+    experiment.run(main)
