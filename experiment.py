@@ -358,6 +358,10 @@ class Records:
                           "value": value, "n": n, "seed": seed, "setting": setting,
                           "options": self.common["options"], **self.origin, "seconds": round(seconds, 3)})
 
+    def earlier(self):
+        """The rows that the same script with the same options has already saved."""
+        return [row for row in read_lines(self.path) if row["options"] == self.common["options"]]
+
     def save(self):
         """Write the rows to disk, beside the earlier ones of other options, and return them."""
         identity = lambda row: json.dumps([row[field] for field in self.IDENTITY], sort_keys=True)

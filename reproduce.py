@@ -56,9 +56,9 @@ FAST = {
     "vae": Step("train", (*QUICK_RUN, "--results", "results/quick/train")),
     "ablate": small("ablate", "ablate", "--samples 16 --sweep-samples 4"),
     "constructive": small("constructive_counterfactuals", "constructive_counterfactuals",
-                          "--anchors 10 --seeds 2 --sweep-anchors 1"),
+                          "--anchors 8 --seeds 2 --sweep-anchors 1 --others 256"),
     "targeted": small("targeted_finetuning", "targeted_finetuning",
-                      "--sizes 512 --seeds 2 --sweep 0.1 --sweep-seeds 2 --test 3000"),
+                      "--sizes 512 --seeds 2 --sweep 0.1 --sweep-seeds 1 --test 3000"),
 }  # fmt: skip
 
 
@@ -154,6 +154,7 @@ def readme_blocks():
         "part 2": constructive_counterfactuals.table(construction),
         "part 3": finetuning_report.table(finetuning),
         "part 3 claims": finetuning_report.claims(finetuning),
+        "part 3 scoring": finetuning_report.scoring_sentence(finetuning),
         "part 3 published": finetuning_report.published_table(finetuning, published_records()),
         "training": training_table(),
     }

@@ -205,7 +205,7 @@ class Job(NamedTuple):
 
 
 def plan(seeds, sizes, sweep, sweep_seeds):
-    jobs = [Job("before", seed) for seed in range(seeds)]
+    jobs = [job for seed in range(seeds) for job in (Job("before", seed), Job("scoring", seed, min(sizes)))]
     for seed in range(seeds):
         for size in sizes:
             jobs += [Job(arm, seed, size) for arm in report.ARMS]
@@ -228,11 +228,34 @@ def scored(lab_options, size, seed, strength, cumulative):
     return score(here.model, images, strength), time.perf_counter() - started
 
 
+def compare_scoring(here, size, seed, strength):
+    """Rows on how scores depend on the order of the samples: from the same model, and in the published way.
+
+    rank_correlation: Spearman's, between the scores of the same samples in two orders. below_0.01: how many the
+    published threshold keeps.
+    """
+    images, rows = here.digits(size, seed), []
+    order = torch.randperm(size, generator=experiment.generator(seed, "second order"))
+    for way in ("independent", "cumulative"):
+        gains = []
+        for k, index in enumerate((torch.arange(size), order)):
+            stream = experiment.generator(seed, f"cumulative noise/{k}")
+            found = (score(here.model, images[index], strength) if way == "independent"
+                     else score_cumulatively(here.model, images[index], strength, stream))
+            gains.append(torch.empty(size).index_copy(0, index, found.gain.cpu()))
+        ranks = torch.stack(gains).argsort(1).argsort(1).double()
+        rows += [(way, "rank_correlation", float(torch.corrcoef(ranks)[0, 1]), size),
+                 (way, "below_0.01", int((gains[0] < 0.01).sum()), size)]
+    return rows
+
+
 def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr, epochs):
     """[(split, metric, value, n)] of one job."""
     here, everything = lab(*lab_options), job.fraction is None
     if job.arm == "before":
         return here.measure(here.model, job.seed, everything)
+    if job.arm == "scoring":
+        return compare_scoring(here, job.size, job.seed, strength)
     scores, scoring = scored(lab_options, job.size, job.seed, strength, cumulative)
     kept = how_many(scores.gain, job.fraction) if job.fraction else how_many(scores.gain, fraction, count, threshold)
     chosen = choose(job.arm, scores, kept, experiment.generator(job.seed, f"random arm/{job.size}"))
@@ -240,7 +263,7 @@ def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr,
     model = finetune(here.model, here.digits(job.size, job.seed), chosen, lr, epochs, job.seed)
     seconds = time.perf_counter() - started
     about = {"kept": len(chosen), "samples_seen": len(chosen) * epochs, "finetuning_seconds": seconds,
-             "scoring_seconds": scoring, "below_0.01": int((scores.gain < 0.01).sum())}  # 0.01: published threshold
+             "scoring_seconds": scoring}
     rows = [("new digits", metric, value, job.size) for metric, value in about.items()]
     return rows + here.measure(model, job.seed, everything)
 
@@ -249,7 +272,7 @@ def run_jobs(jobs, arguments, workers, device, records):
     """Measure the jobs that partial.jsonl does not hold yet, each saved there as it ends; fills `records`."""
     partial = experiment.Records(records.path.parent, records.common["experiment"], records.common["options"], device)
     partial.path = records.path.with_name("partial.jsonl")
-    old = [row for row in experiment.read_lines(partial.path) if row["options"] == records.common["options"]]
+    old = partial.earlier()
     there = {(row["arm"], row["seed"], *sorted(row["setting"].items())) for row in old}
     todo = [job for job in jobs if (job.arm, job.seed, *sorted(job.setting.items())) not in there]
     records.rows += old

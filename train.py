@@ -261,8 +261,10 @@ def go_on(run, device, checkpoint_every):
 
 
 def measure(path, best, options, device, results):
-    """Record the finished run: validation loss, test error on the digits it has and has not seen, training time."""
-    records = experiment.Records(results, "train", options | {"run": str(path)}, device)
+    """Record the finished run, once: validation loss, test error on digits it has and has not seen, seconds."""
+    records = experiment.Records(results, "train", options | {"run": path}, device)
+    if records.earlier():
+        return
     test = datasets.mnist("test", device)
     lines = [line for line in experiment.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
     model, kind = options["model"], (architecture if options["model"] in architecture.MODELS else classifiers)
@@ -271,7 +273,8 @@ def measure(path, best, options, device, results):
     records.add(model, "train", "seconds", sum(line["seconds"] for line in lines), options["n"], options["seed"])
     if kind is classifiers:
         records.add(model, "test", "accuracy", metrics.accuracy(net, test), len(test), options["seed"])
-        return records.save()
+        records.save()
+        return
     unseen = datasets.of_class(test, *options["held_out"])
     noise = net.noise(len(test), experiment.generator(options["seed"], "evaluation noise"))
     for metric, eps in (("mse", None), ("mse_sampled", noise)):
@@ -279,7 +282,7 @@ def measure(path, best, options, device, results):
         for split, part in (("held-out digits", unseen), ("other digits", ~unseen)):
             if part.any():
                 records.add(model, split, metric, float(errors[part].mean()), int(part.sum()), options["seed"])
-    return records.save()
+    records.save()
 
 
 def main(model, data, seed, device, run, checkpoint_every, results, **given):
@@ -292,8 +295,7 @@ def main(model, data, seed, device, run, checkpoint_every, results, **given):
     options = {"model": model, "data": data, "seed": seed} | {k: v for k, v in options.items() if k != "run"}
     device = experiment.pick_device(device)
     best, trained = train(run, options, device, checkpoint_every)
-    if trained:
-        measure(run, best, options, device, results)
+    measure(run, best, options, device, results)
     print(f"{run}: best of {options['epochs']} epochs is {best['epoch']}, validation loss {best['validation']:.4f}"
           + ("" if trained else " (reused)"))
 
