@@ -298,7 +298,8 @@ def main(run, checkpoint, fraction, count, threshold, samples, published, sweep,
     if against == "retrain":
         against_retraining(model, options, epochs, digits, order[:retrained], rule, seed, records)
     draw_example(model, digits, order[0], rule, results / "realistic_ablation.png")
-    draw_sweep(records.rows, sweep, results / "sweep.png")
+    if sweep:
+        draw_sweep(records.rows, sweep, results / "sweep.png")
     print(table(records.save()))
 
 

@@ -26,6 +26,7 @@ class VAE(nn.Module):
     """
 
     FEATURES = 256
+    SHAPE = (1, 28, 28)
 
     def __init__(self, latent):
         super().__init__()
@@ -34,7 +35,10 @@ class VAE(nn.Module):
         self.fc_logvar = nn.Linear(self.FEATURES, latent)
 
     def posterior(self, x):
-        """Mean and log-variance, each (B, latent), of q(z | x)."""
+        """Mean and log-variance, each (B, latent), of q(z | x). Raises UserError for images of another size."""
+        if tuple(x.shape[1:]) != self.SHAPE:
+            raise UserError(f"{type(self).__name__} takes images (B, {', '.join(map(str, self.SHAPE))}), "
+                            f"not {tuple(x.shape)}")
         h = self.encoder(x)
         return self.fc_mu(h), self.fc_logvar(h)
 

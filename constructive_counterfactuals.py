@@ -201,7 +201,7 @@ def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, se
     device = experiment.pick_device(device)
     model, _, _ = train.load_vae(run, checkpoint, device)
     bench = Bench(model, datasets.mnist("test", device), digit, others)
-    if max(anchors, sweep_anchors, *several) > len(bench.unseen):
+    if max((anchors, sweep_anchors, *several)) > len(bench.unseen):
         raise experiment.UserError(f"the test set has {len(bench.unseen)} digits {digit}, fewer than the anchors asked")
     records = experiment.Records(results, "constructive_counterfactuals", given, device)
     record_before(bench, records)
@@ -209,8 +209,10 @@ def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, se
     draw_example(model, bench, first, strength, results / "constructive_counterfactuals.png")
     for seed in range(seeds):
         measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records)
-    draw_strengths(records.rows, strengths, results / "strength.png")
-    draw_several(records.rows, several, strength, results / "anchors.png")
+    if strengths:
+        draw_strengths(records.rows, strengths, results / "strength.png")
+    if several:
+        draw_several(records.rows, several, strength, results / "anchors.png")
     print(table(records.save()))
 
 

@@ -267,6 +267,10 @@ class RunFolder:
                 raise UserError(f"{self.path} was made with {name}={made.get(name)}, not {options.get(name)}; "
                                 "name another --run or delete the folder")
 
+    def close(self):
+        """Let another run use the folder."""
+        os.close(self._held)
+
     def finished(self):
         lines = read_lines(self.path / "log.jsonl")
         return bool(lines) and lines[-1].get("event") == "finished" and self.best.is_file()

@@ -96,7 +96,7 @@ def kernel_distance(a, b, subset, stream, subsets=50):
     values = torch.tensor([
         _mmd(a[torch.randperm(len(a), generator=stream)[:subset]], b[torch.randperm(len(b), generator=stream)[:subset]])
         for _ in range(subsets)
-    ])  # fmt: skip
+    ], dtype=torch.double)  # fmt: skip
     return float(values.mean()), float(values.std() / subsets**0.5)
 
 

@@ -80,16 +80,16 @@ def _linear(layer, a, d):
 
 def _conv(layer, a, d):
     grad = d.flatten(2) @ _patches(layer, a).transpose(1, 2)  # (B, out, in * k * k)
-    return _signs_of(grad, d)
+    return _signs_of(layer, grad, d)
 
 
 def _conv_transpose(layer, a, d):
     grad = a.flatten(2) @ _patches(layer, d).transpose(1, 2)  # (B, in, out * k * k)
-    return _signs_of(grad, d)
+    return _signs_of(layer, grad, d)
 
 
-def _signs_of(grad, d):
-    bias = d.sum((2, 3))  # (B, out)
+def _signs_of(layer, grad, d):
+    bias = d.sum((2, 3)) * (layer.bias is not None)  # (B, out)
     square = torch.linalg.vector_norm(grad, dim=(1, 2)).square() + bias.square().sum(1)
     return (grad.sign_(), bias.sign()[:, :, None, None]), square  # in place: fresh memory is what takes time here
 

@@ -1,0 +1,92 @@
+"""Speed, as ratios of two sides measured in one run, against a stated plain baseline.
+
+    python bench.py      # 1 min on 2 cores
+
+scoring: all samples' own reverse-ablation steps in batches (per_sample.py), against a loop over the samples that steps
+the parameters in place, looks again, and puts them back. evaluation: the test digits in batches, against one by one,
+as the original evaluates. Both sides give the same numbers; the largest difference is recorded beside the ratio.
+"""
+
+import copy
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+import datasets
+import experiment
+import metrics
+import per_sample
+import tables
+import train
+
+RUN: Path = Path("runs/vae_512_no0")  # a run folder of train.py
+DIGITS: experiment.Count = 512  # zeros that are scored, test digits that are evaluated
+STRENGTH: experiment.Positive = 0.001  # of the reverse-ablation step
+REPEATS: experiment.Count = 5  # pairs of runs, in turn; the ratio is the median over the pairs
+DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
+RESULTS: Path = Path("results/bench")  # where the records go
+
+
+def score_by_loop(model, images, strength):
+    """Errors after each sample's own step, (N,): the plain way, one sample at a time."""
+    model = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    kept = [parameter.detach().clone() for parameter in parameters]
+    after = []
+    for image in images.split(1):
+        model.zero_grad()
+        model.squared_error(image).mean().backward()
+        with torch.no_grad():
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter -= strength * parameter.grad.sign()
+            after.append(model.squared_error(image))
+            for parameter, old in zip(parameters, kept, strict=True):
+                parameter.copy_(old)
+    return torch.cat(after)
+
+
+def compare(ours, baseline, repeats, device):
+    """(median ratio of the baseline's seconds to ours, ours in seconds, largest difference of the results)."""
+    def seconds(side):
+        started = time.perf_counter()
+        result = side()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started, result
+
+    ours(), baseline()  # once to warm up
+    pairs = [(seconds(ours), seconds(baseline)) for _ in range(repeats)]
+    gap = max(float((a[1] - b[1]).abs().max()) for a, b in pairs)
+    return statistics.median(b[0] / a[0] for a, b in pairs), statistics.median(a[0] for a, _ in pairs), gap
+
+
+def main(run, digits, strength, repeats, device, results):
+    given = dict(locals())
+    device = experiment.pick_device(device)
+    model, _, _ = train.load_vae(run, None, device)
+    new = datasets.mnist("train", device)
+    zeros = datasets.draw(new[datasets.of_class(new, 0)], digits, 0, "bench").images
+    test = datasets.mnist("test", device).images[:digits]
+    sides = {
+        "scoring": ("a loop over the samples", lambda: per_sample.score(model, zeros, strength)[1],
+                    lambda: score_by_loop(model, zeros, strength)),
+        "evaluation": ("one image at a time", lambda: metrics.squared_errors(model, test),
+                       lambda: metrics.per_image(model.squared_error, test, batch=1)),
+    }  # fmt: skip
+    rows = []
+    for name, (against, ours, baseline) in sides.items():
+        ratio, seconds, gap = compare(ours, baseline, repeats, device)
+        records = experiment.Records(results, "bench", given | {"baseline": against}, device)
+        each = seconds / digits * 1e3
+        for metric, value in (("speedup", ratio), ("milliseconds_a_sample", each), ("difference", gap)):
+            records.add(name, "digits", metric, value, digits, 0)
+        records.save()
+        rows.append([name, against, f"{ratio:.1f}", f"{each:.2f}", f"{gap:.1e}", digits])
+    print(tables.markdown(["what", "against", "times faster", "ms a sample", "largest difference", "n"], rows))
+
+
+if __name__ == "__main__":
+    experiment.run(main)

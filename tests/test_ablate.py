@@ -1,0 +1,159 @@
+"""Part 1: what is marked, what is zeroed, what is measured."""
+
+import copy
+
+import pytest
+import torch
+
+import ablate
+import datasets
+import experiment
+import train
+from experiment import UserError
+
+GRADS = {"a": torch.tensor([[3.0, -5.0], [0.0, 1.0]]), "b": torch.tensor([-4.0, 2.0])}
+
+
+def marked(masks):
+    return {name: mask.nonzero().tolist() for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("rule", [{"count": 2}, {"fraction": 1 / 3}, {"threshold": 3.5}, {"threshold": 4.0}])
+def test_the_largest_gradients_are_marked_in_every_way(rule):
+    assert marked(ablate.mark(GRADS, **rule)) == {"a": [[0, 1]], "b": [[0]]}
+
+
+def test_threshold_goes_before_count_before_fraction():
+    assert marked(ablate.mark(GRADS, fraction=0.5, count=1)) == {"a": [[0, 1]], "b": []}
+    assert marked(ablate.mark(GRADS, fraction=0.5, count=1, threshold=3.0)) == {"a": [[0, 0], [0, 1]], "b": [[0]]}
+
+
+def test_parameters_without_gradient_are_never_marked():
+    assert sum(int(mask.sum()) for mask in ablate.mark(GRADS, fraction=1.0).values()) == 5
+
+
+@pytest.mark.parametrize("rule", [{"threshold": 50.0}, {"fraction": 0.01}, {"count": 7}])
+def test_marking_nothing_or_too_much_is_a_user_error(rule):
+    with pytest.raises(UserError):
+        ablate.mark(GRADS, **rule)
+
+
+def test_marking_nothing_may_be_allowed():
+    assert marked(ablate.mark(GRADS, threshold=50.0, may_be_none=True)) == {"a": [], "b": []}
+
+
+def test_random_marks_are_as_many_and_spread_evenly():
+    masks = {"a": torch.zeros(90, dtype=torch.bool), "b": torch.zeros(2, 5, dtype=torch.bool)}
+    masks["a"][:20] = True
+    drawn = [ablate.random_mark(masks, experiment.generator(seed, "r")) for seed in range(200)]
+    assert all(sum(int(m.sum()) for m in d.values()) == 20 for d in drawn)
+    assert drawn[0]["b"].shape == (2, 5)
+    assert sum(int(d["b"].sum()) for d in drawn) / 200 == pytest.approx(2, abs=0.4)  # 10 of 100 places
+    assert not torch.equal(drawn[0]["a"], drawn[1]["a"])
+
+
+def test_ablation_zeroes_what_is_marked_and_nothing_else(model, images):
+    before = copy.deepcopy(model.state_dict())
+    masks = ablate.mark(ablate.sample_gradients(model, images[0]), count=100)
+    after = ablate.ablate(model, masks).state_dict()
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value)
+        assert torch.equal(after[name], torch.where(masks[name], 0, value))
+
+
+def test_sample_gradients_are_those_of_the_vae_loss(model, images):
+    sum(model.loss(images[:1]).values()).sum().backward()
+    for name, grad in ablate.sample_gradients(model, images[0]).items():
+        wanted = dict(model.named_parameters())[name].grad
+        assert torch.equal(grad, torch.zeros_like(grad) if wanted is None else wanted)
+
+
+def test_the_reverse_is_one_step_against_the_sign(model, images):
+    model.squared_error(images[:3]).mean().backward()
+    after = dict(ablate.reverse_ablate(model, images[:3], 0.01).named_parameters())
+    for name, parameter in model.named_parameters():
+        step = torch.zeros_like(parameter) if parameter.grad is None else 0.01 * parameter.grad.sign()
+        assert torch.equal(after[name], parameter - step)
+
+
+def test_norm_is_over_all_tensors():
+    assert float(ablate.norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])})) == 5
+
+
+def test_splits_leave_the_sample_out_of_its_class():
+    labels, values = torch.tensor([1, 1, 2, 1, 2]), torch.tensor([10.0, 1.0, 5.0, 3.0, 7.0])
+    assert ablate.by_split(values, labels, 0) == {
+        "ablated sample": (10.0, 1), "same class": (2.0, 2), "other classes": (6.0, 2)
+    }  # fmt: skip
+    assert ablate.by_split(values[:1], labels[:1], 0)["same class"] == (None, 0)
+
+
+OPTIONS = {"model": "vae", "data": "mnist", "seed": 3, "n": 32, "held_out": (0,), "epochs": 2, "batch": 8, "lr": 1e-3,
+           "n_validation": 16, "schedule": "constant"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run folder of a real training, on 32 digits for two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    train.train(folder, OPTIONS, torch.device("cpu"), 1)
+    return folder
+
+
+def test_retraining_without_leaving_anything_out_is_the_run_itself(small_run):
+    digits, _ = datasets.training_split((0,), 32, 0, 3)
+    again = ablate.retrain(OPTIONS, digits, None, 2, torch.device("cpu"))
+    last = experiment.load_checkpoint(small_run / "ckpt/last.pt")["model"]
+    assert all(torch.equal(value, last[name]) for name, value in again.state_dict().items())
+
+
+def test_retraining_leaves_one_digit_out_and_nothing_else_changes():
+    """With the digit's image replaced, a training without it stays the same bit for bit; one with it does not."""
+    digits, _ = datasets.training_split((0,), 32, 0, 3)
+    other = datasets.Digits(digits.images.clone(), digits.labels)
+    other.images[5] = 1 - other.images[5]
+    weights = lambda data, omit: ablate.retrain(OPTIONS, data, omit, 2, torch.device("cpu")).fc_mu.weight
+    assert torch.equal(weights(digits, 5), weights(other, 5))
+    assert not torch.equal(weights(digits, None), weights(other, None))
+    assert not torch.equal(weights(digits, 5), weights(digits, None))
+
+
+def test_the_script_measures_every_split_and_arm(small_run, tmp_path, call):
+    code, out, err = call("ablate", "--run", small_run, "--results", tmp_path, "--samples", 3, "--sweep", 0.001, 0.01,
+                          "--sweep-samples", 2, "--against", "retrain", "--retrained", 1)  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "ablated to retrained" in out
+    rows = experiment.read_lines(tmp_path / "metrics.jsonl")
+    loss = [row for row in rows if row["metric"] == "vae_loss" and "sample" in row["setting"]]
+    assert len(loss) == 3 * 3 * (3 + 3) + 3 * 3 * 2 * 2  # arms x splits x samples: main, published, two fractions
+    assert all(row["value"] > 0 for row in loss)
+    counts = {row["split"]: row["n"] for row in loss if row["setting"] == {"sample": loss[0]["setting"]["sample"]}}
+    assert counts["ablated sample"] == 1
+    assert sum(counts.values()) == 32
+    for name in ("realistic_ablation.png", "sweep.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    marked = [row for row in rows if row["metric"] == "marked" and row["setting"].get("fraction") == 0.01]
+    assert [row["value"] for row in marked] == [9906, 9906]
+
+
+def test_samples_do_not_leak_into_each_other(small_run, tmp_path, call):
+    """The records of the first two samples are the same whether a third is measured or not."""
+    rows = []
+    for count in (2, 3):
+        folder = tmp_path / str(count)
+        call("ablate", "--run", small_run, "--results", folder, "--samples", count, "--sweep", "--sweep-samples", 1)
+        found = experiment.read_lines(folder / "metrics.jsonl")
+        rows.append({(r["arm"], r["split"], r["metric"], str(r["setting"])): r["value"] for r in found})
+    assert rows[0].items() <= rows[1].items()
+    assert len(rows[0]) < len(rows[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu(small_run, tmp_path, call):
+    values = []
+    for device in ("cpu", "cuda"):
+        folder = tmp_path / device
+        call("ablate", "--run", small_run, "--results", folder, "--samples", 2, "--sweep", "--device", device)
+        values.append([row["value"] for row in experiment.read_lines(folder / "metrics.jsonl")])
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
