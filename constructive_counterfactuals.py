@@ -41,6 +41,8 @@ RESULTS: Path = Path("results/constructive_counterfactuals")  # where figures an
 
 ARMS = {"sign step": "one reverse-ablation step", "gradient step": "plain gradient, same length",
         "random step": "random signs, same length"}  # fmt: skip
+# VAE loss before and after one step, logged once in the header of the original constructive_counterfactuals.py
+PUBLISHED = {"anchor": (170.38, 160.10), "known": (126.66, 127.03)}
 SPLITS = ("anchor", "unseen", "known")  # the added sample; the other test samples of its class; the other classes
 
 
@@ -156,10 +158,12 @@ def draw_strengths(records, strengths, path):
                   [p.half for p in points[arm, split]]) for arm, colour in colours.items()]
         panels.append({"title": title, "x_label": "strength", "y_label": "change of MSE", "log": "x", "zero": True,
                        "symlog": 1e-3, "lines": lines})
-    lines = [("reverse ablation, one point a strength", "blue", [p.mean for p in points["sign step", "known"]],
-              [-p.mean for p in points["sign step", "unseen"]], None)]
-    panels.append({"title": "gain against harm", "x_label": "harm: rise of MSE on known classes",
-                   "y_label": "gain: fall of MSE on unseen", "zero": True, "lines": lines})
+    gains = [(known.mean, -unseen.mean, f"{s:g}") for s, known, unseen in
+             zip(strengths, points["sign step", "known"], points["sign step", "unseen"], strict=True) if known.mean > 0]
+    x, y, _ = zip(*gains, strict=True) if gains else ((), (), ())
+    panels.append({"title": "gain against harm, a point a strength", "log": "x", "symlog": 1e-3, "zero": True,
+                   "x_label": "harm: rise of MSE on known classes", "y_label": "gain: fall of MSE on unseen",
+                   "lines": [(ARMS["sign step"], "blue", x, y, None)], "notes": gains})
     figures.curves(path, panels, "Strength of the step (mean and 95 % interval over seeds)")
 
 
@@ -173,7 +177,7 @@ def draw_several(records, several, strength, path):
             points = [tables.mean(records, **wanted, anchors=k) for k in several]
             lines.append((names[split], colour, several, [p.mean for p in points], [p.half for p in points]))
         panels.append({"title": f"strength {s:g}", "x_label": "anchors in the step", "y_label": "change of MSE",
-                       "log": "x", "zero": True, "lines": lines})
+                       "log": "x", "zero": True, "ticks": several, "lines": lines})
     figures.curves(path, panels, "One sign step from several anchors (mean and 95 % interval over seeds)")
 
 
@@ -196,6 +200,48 @@ def table(records):
         f"{before['known']:.4f} on {options['others']} known test digits.")
 
 
+def published_table(records):
+    """The published changes of the VAE loss, of one sample each, beside ours."""
+    strengths = records[0]["options"]["strength"]
+    rows = []
+    for split, name in (("anchor", "the added sample"), ("known", "a digit the model knows")):
+        before, after = PUBLISHED[split]
+        ours = [tables.mean(records, arm="sign step", split=split, metric="vae_loss_change", strength=s)
+                for s in strengths]
+        rows.append([name, f"{after - before:+.2f}", *(f"{mean:+.2f}" for mean in ours)])
+    return tables.markdown(["VAE loss (nats), change on", "published, strength 0.001",
+                            *(f"ours, strength {s:g}" for s in strengths)], rows)
+
+
+def models_sentence(records):
+    """Whether other trainings of the model say the same: records of several runs, each with its own seed."""
+    runs = sorted({record["options"]["run"] for record in records})
+    sentences = []
+    for s in records[0]["options"]["strength"]:
+        parts = []
+        for split, name in (("unseen", "unseen digits"), ("known", "known ones")):
+            each = [tables.mean([record for record in records if record["options"]["run"] == run], arm="sign step",
+                                split=split, metric="mse_change", strength=s).mean for run in runs]
+            parts.append(f"{tables.mean_of(each):+.4f} on {name}")
+        sentences.append(f"at {s:g} the MSE changes by " + " and ".join(parts))
+    return (f"Over {len(runs)} models trained from seeds of their own (mean and 95 % interval over the models, "
+            f"{records[0]['options']['anchors']} anchors each): " + "; ".join(sentences) + ".")
+
+
+def claims(records):
+    """Which of the published claims of part 2 these records bear out, at each strength that was measured."""
+    change = lambda arm, split, s: tables.mean(records, arm=arm, split=split, metric="mse_change", strength=s)
+    sentences = []
+    for s in records[0]["options"]["strength"]:
+        unseen, known = (change("sign step", split, s) for split in ("unseen", "known"))
+        sentences.append(
+            f"**At strength {s:g}**, that one step from one sample teaches others of its class, never shown, "
+            + tables.holds(tables.verdict(unseen) == "lower", f"MSE {unseen:+.4f}")
+            + " That it does not degrade the digits the model knows "
+            + tables.holds(tables.verdict(known) != "higher", f"MSE {known:+.4f}"))
+    return " ".join(sentences)
+
+
 def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, several, sweep_anchors, device, results):
     given = dict(locals())
     device = experiment.pick_device(device)
@@ -205,10 +251,10 @@ def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, se
         raise experiment.UserError(f"the test set has {len(bench.unseen)} digits {digit}, fewer than the anchors asked")
     records = experiment.Records(results, "constructive_counterfactuals", given, device)
     record_before(bench, records)
-    first = int(torch.randperm(len(bench.unseen), generator=experiment.generator(0, "anchors"))[0])
-    draw_example(model, bench, first, strength, results / "constructive_counterfactuals.png")
     for seed in range(seeds):
         measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records)
+    first = int(torch.randperm(len(bench.unseen), generator=experiment.generator(0, "anchors"))[0])
+    draw_example(model, bench, first, strength, results / "constructive_counterfactuals.png")
     if strengths:
         draw_strengths(records.rows, strengths, results / "strength.png")
     if several:

@@ -241,14 +241,14 @@ def load_weights(model, weights):
 
 
 class RunFolder:
-    """runs/NAME with options.json, log.jsonl, ckpt/{best,last}.pt and tensorboard/, held by one process.
+    """runs/NAME with options.json, log.jsonl, ckpt/{best,last}.pt and tensorboard/, held within a `with` block.
 
     Options equal to those it was made with: the run is resumed or reused. Others: UserError with the difference.
     """
 
     def __init__(self, path, options):
         self.path = Path(path)
-        self.best, self.last = self.path / "ckpt/best.pt", self.path / "ckpt/last.pt"
+        self.best, self.last, self.log = (self.path / name for name in ("ckpt/best.pt", "ckpt/last.pt", "log.jsonl"))
         try:
             (self.path / "ckpt").mkdir(parents=True, exist_ok=True)
             self._held = os.open(self.path, os.O_RDONLY)  # freed by the system, however the process ends
@@ -267,19 +267,21 @@ class RunFolder:
                 raise UserError(f"{self.path} was made with {name}={made.get(name)}, not {options.get(name)}; "
                                 "name another --run or delete the folder")
 
-    def close(self):
-        """Let another run use the folder."""
-        os.close(self._held)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self._held)  # another run may use the folder now
 
     def finished(self):
-        lines = read_lines(self.path / "log.jsonl")
+        lines = read_lines(self.log)
         return bool(lines) and lines[-1].get("event") == "finished" and self.best.is_file()
 
     def open_log(self, keep):
         """log.jsonl, cut back to its first `keep` lines (those a checkpoint knows of), open for appending."""
-        lines = read_lines(self.path / "log.jsonl")[:keep]
-        write_atomically(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        return open(self.path / "log.jsonl", "a", buffering=1)
+        lines = read_lines(self.log)[:keep]
+        write_atomically(self.log, "".join(map(json_line, lines)))
+        return open(self.log, "a", buffering=1)
 
 
 def json_line(values):
@@ -370,5 +372,5 @@ class Records:
         """Write the rows to disk, beside the earlier ones of other options, and return them."""
         identity = lambda row: json.dumps([row[field] for field in self.IDENTITY], sort_keys=True)
         rows = {identity(row): row for row in read_lines(self.path) + self.rows}
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows.values()))
+        write_atomically(self.path, "".join(map(json_line, rows.values())))
         return self.rows

@@ -53,13 +53,17 @@ def curves(path, panels, title, columns=3):
     """Panels of curves with bands, `columns` of them side by side.
 
     panels: a list of dicts with title, x_label, y_label, log ("x", "y", "xy" or ""), lines and zero (whether to draw
-    y = 0), symlog. lines: a list of (label, colour name, x, y, half widths of the band or None).
+    y = 0). lines: a list of (label, colour name, x, y, half widths of the band or None). A panel may also have
+    symlog (y is linear up to this value and logarithmic beyond), ticks (on the x axis) and notes, [(x, y, text)].
     """
     columns = min(columns, len(panels))
-    rows = len(panels) // columns
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(0.4 + 4.1 * columns, 0.4 + 3.3 * rows), layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK)
-    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(places, panels, strict=False):
         for label, colour, x, y, half in panel["lines"]:
             x, y = numpy.asarray(x, float), numpy.asarray(y, float)
             axes.plot(x, y, "o-", color=COLOURS[colour], label=label, markersize=3.5, linewidth=1.5)
@@ -73,6 +77,11 @@ def curves(path, panels, title, columns=3):
             axes.set_yscale("symlog", linthresh=panel["symlog"])
         else:
             axes.set_yscale("log" if "y" in panel.get("log", "") else "linear")
+        if "ticks" in panel:
+            axes.set_xticks(panel["ticks"], [str(tick) for tick in panel["ticks"]], minor=False)
+            axes.set_xticks([], minor=True)
+        for x, y, text in panel.get("notes", ()):
+            axes.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=INK)
         axes.set_title(panel["title"], **STYLE)
         axes.set_xlabel(panel["x_label"], **STYLE)
         axes.set_ylabel(panel["y_label"], **STYLE)

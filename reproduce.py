@@ -43,6 +43,11 @@ FULL = {
     "constructive": Step("constructive_counterfactuals", (), "results/constructive_counterfactuals"),
     "targeted": Step("targeted_finetuning", (), "results/targeted_finetuning"),
 }
+for k in range(1, 5):  # does part 2 depend on the one model?
+    other, beside = f"runs/retrained/vae_seed{k}", "results/constructive_counterfactuals/other_models"
+    FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train")
+    FULL[f"constructive {k}"] = Step("constructive_counterfactuals", (
+        "--run", other, "--anchors", "40", "--seeds", "1", "--strengths", "--several", "--results", beside), beside)
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
 
 
@@ -80,6 +85,8 @@ def records_of(step):
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
     wanted = experiment.plain_options(options)
     found = experiment.read_lines(Path(step.results) / experiment.Records.FILE)
+    if step.script == "train":  # its records hold the recipe in full, the command only what differs from it
+        return [row for row in found if row["options"]["run"] == wanted["run"]]
     return [row for row in found if all(wanted.get(name) == value for name, value in row["options"].items())]
 
 
@@ -151,7 +158,11 @@ def readme_blocks():
     ablation, construction, finetuning = (records_of(FULL[name]) for name in ("ablate", "constructive", "targeted"))
     blocks = {
         "part 1": ablate.table(ablation),
+        "part 1 claims": ablate.claims(ablation),
         "part 2": constructive_counterfactuals.table(construction),
+        "part 2 published": constructive_counterfactuals.published_table(construction),
+        "part 2 models": constructive_counterfactuals.models_sentence(other_models()),
+        "part 2 claims": constructive_counterfactuals.claims(construction),
         "part 3": finetuning_report.table(finetuning),
         "part 3 claims": finetuning_report.claims(finetuning),
         "part 3 scoring": finetuning_report.scoring_sentence(finetuning),
@@ -162,6 +173,11 @@ def readme_blocks():
     return blocks | ({"speed": bench_table(bench)} if bench else {})
 
 
+def other_models():
+    """Part 2's records of the other trained models."""
+    return [row for name, step in FULL.items() if name.startswith("constructive ") for row in records_of(step)]
+
+
 def published_records():
     """What part 3 measured from the published checkpoint; its records are committed."""
     return experiment.read_lines(Path("results/targeted_finetuning/published_checkpoint") / experiment.Records.FILE)
@@ -170,7 +186,7 @@ def published_records():
 def training_table():
     records = experiment.read_lines("results/train/metrics.jsonl")
     rows = [[row["options"]["run"], row["split"], row["metric"], f"{row['value']:.5g}", row["n"], row["seed"]]
-            for row in records]
+            for row in records if not row["options"]["run"].startswith("runs/retrained")]
     return tables.markdown(["run", "measured on", "what", "value", "n", "seed"], rows)
 
 

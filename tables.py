@@ -76,6 +76,11 @@ def verdict(difference):
     return "lower" if difference.mean < 0 else "higher"
 
 
+def holds(true, numbers):
+    """The end of a sentence on a published claim, with the numbers that decide it."""
+    return ("holds" if true else "does not hold") + f" ({numbers})."
+
+
 def markdown(header, rows):
     """A Markdown table; the first column is text, the others are numbers and stand on the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]

@@ -318,6 +318,8 @@ def main(run, checkpoint, classifier, digit, sizes, lr, epochs, strength, fracti
     here = lab(*lab_options)  # what is missing or damaged shows here, before any process starts
     if max(sizes) > len(here.new):
         raise experiment.UserError(f"--sizes {max(sizes)}: MNIST has {len(here.new)} training digits {digit}")
+    if count and count > min(sizes):
+        raise experiment.UserError(f"--count {count}: there are only {min(sizes)} new digits to keep some of")
     if inception != "off" and here.line:
         print(here.line, file=sys.stderr)
     records = experiment.Records(results, "targeted_finetuning", given, device)

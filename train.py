@@ -223,15 +223,15 @@ class Run:
 
 def train(path, options, device, checkpoint_every):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
-    folder = experiment.RunFolder(path, options)
-    trained = not folder.finished()
-    if trained:
-        run = Run(folder, options, device)
-        with tqdm(total=options["epochs"], initial=run.epoch, desc=str(path), unit="epoch", disable=None) as bar:
-            for line in go_on(run, device, checkpoint_every):
-                bar.set_postfix(validation=f"{line['validation']:.4g}", best=f"{run.best['validation']:.4g}")
-                bar.update()
-    return experiment.load_checkpoint(folder.best), trained
+    with experiment.RunFolder(path, options) as folder:
+        trained = not folder.finished()
+        if trained:
+            run = Run(folder, options, device)
+            with tqdm(total=options["epochs"], initial=run.epoch, desc=str(path), unit="epoch", disable=None) as bar:
+                for line in go_on(run, device, checkpoint_every):
+                    bar.set_postfix(validation=f"{line['validation']:.4g}", best=f"{run.best['validation']:.4g}")
+                    bar.update()
+        return experiment.load_checkpoint(folder.best), trained
 
 
 def go_on(run, device, checkpoint_every):

@@ -217,25 +217,24 @@ def test_weights_of_another_model_are_named():
 
 
 def test_run_folder_names_the_difference(tmp_path):
-    folder = experiment.RunFolder(tmp_path / "run", {"lr": 0.1, "held_out": (0,)})
-    folder.close()
-    experiment.RunFolder(tmp_path / "run", {"lr": 0.1, "held_out": (0,)}).close()
+    for _ in range(2):
+        with experiment.RunFolder(tmp_path / "run", {"lr": 0.1, "held_out": (0,)}):
+            pass
     with pytest.raises(UserError, match=r"made with lr=0.1, not 0.2"):
         experiment.RunFolder(tmp_path / "run", {"lr": 0.2, "held_out": (0,)})
 
 
 def test_run_folder_is_held_by_one_run(tmp_path):
-    folder = experiment.RunFolder(tmp_path / "run", {})
-    with pytest.raises(UserError, match="in use"):
+    with experiment.RunFolder(tmp_path / "run", {}), pytest.raises(UserError, match="in use"):
         experiment.RunFolder(tmp_path / "run", {})
-    folder.close()
-    experiment.RunFolder(tmp_path / "run", {}).close()
+    with experiment.RunFolder(tmp_path / "run", {}):
+        pass
 
 
 def test_log_is_cut_back_to_what_the_checkpoint_knows(tmp_path):
-    folder = experiment.RunFolder(tmp_path / "run", {})
-    (tmp_path / "run/log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    with folder.open_log(keep=1) as log:
+    with experiment.RunFolder(tmp_path / "run", {}) as folder:
+        folder.log.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+        log = folder.open_log(keep=1)
         log.write(experiment.json_line({"epoch": 2, "again": True}))
     assert experiment.read_lines(tmp_path / "run/log.jsonl") == [{"epoch": 1}, {"epoch": 2, "again": True}]
 

@@ -1,0 +1,85 @@
+"""Part 2: steps of equal length, and what is measured of them."""
+
+import pytest
+import torch
+
+import ablate
+import constructive_counterfactuals as cc
+import datasets
+import experiment
+import metrics
+import tables
+
+
+@pytest.fixture(scope="module")
+def bench(test_digits):
+    model, _, _ = cc.train.load_vae("runs/vae_512_no0", None, "cpu")
+    return model, cc.Bench(model, test_digits, digit=0, others=40)
+
+
+def difference(a, b):
+    return {name: value - dict(b.named_parameters())[name] for name, value in a.named_parameters()}
+
+
+def test_the_three_steps_have_the_same_length(model, images):
+    with torch.no_grad():
+        moved = cc.steps(model, images[:2], 0.003, experiment.generator(0, "s"))
+        lengths = {arm: float(ablate.norm(difference(net, model))) for arm, net in moved.items()}
+    assert list(lengths) == list(cc.ARMS)
+    assert lengths["gradient step"] == pytest.approx(lengths["sign step"], rel=1e-3)
+    assert lengths["random step"] == pytest.approx(lengths["sign step"], rel=1e-3)
+    assert 0 < lengths["sign step"] <= 0.003 * 990_633**0.5 * 1.001
+
+
+def test_directions(model, images):
+    grads = ablate.error_gradients(model, images[:1])
+    moved = cc.steps(model, images[:1], 0.01, experiment.generator(0, "s"))
+    sign = difference(model, moved["sign step"])["fc_mu.weight"]
+    assert torch.allclose(sign, 0.01 * grads["fc_mu.weight"].sign(), atol=1e-6)
+    gradient = difference(model, moved["gradient step"])["fc_mu.weight"]
+    assert torch.cosine_similarity(gradient.flatten(), grads["fc_mu.weight"].flatten(), 0) > 0.999
+    random = difference(model, moved["random step"])
+    assert torch.equal(random["fc_mu.weight"].abs() > 1e-6, grads["fc_mu.weight"] != 0)
+    assert abs(float((random["encoder.7.weight"].sign() * grads["encoder.7.weight"].sign()).mean())) < 0.02
+    assert float(random["fc_logvar.weight"].abs().max()) == 0  # no gradient there at the latent mean
+
+
+def test_changes_are_measured_apart_on_anchor_unseen_and_known(bench):
+    model, rig = bench
+    assert (len(rig.unseen), len(rig.known)) == (980, 40)
+    assert not datasets.of_class(rig.known, 0).any()
+    assert all(value == (0.0, n) for (split, _), value in rig.change(model, torch.tensor([3])).items()
+               for n in [{"anchor": 1, "unseen": 979, "known": 40}[split]])
+    after = ablate.reverse_ablate(model, rig.unseen.images[3:4], 0.0002)
+    change = rig.change(after, torch.tensor([3]))
+    gap = metrics.squared_errors(after, rig.images) - metrics.squared_errors(model, rig.images)
+    assert change["anchor", "mse"][0] == pytest.approx(float(gap[3]), rel=1e-5)
+    assert change["unseen", "mse"][0] == pytest.approx(float((gap[:980].sum() - gap[3]) / 979), rel=1e-3)
+    assert change["known", "mse"][0] == pytest.approx(float(gap[980:].mean()), rel=1e-4)
+
+
+def test_a_gentle_step_teaches_the_anchor_and_other_unseen_digits(bench):
+    """The claim of the part, on twelve anchors that are none of those the strength was looked up with."""
+    model, rig = bench
+    anchors = range(500, 512)
+    changes = [rig.change(ablate.reverse_ablate(model, rig.unseen.images[i : i + 1], 0.0002), torch.tensor([i]))
+               for i in anchors]
+    for split in ("anchor", "unseen"):
+        mean = tables.mean_of(change[split, "mse"][0] for change in changes)
+        assert tables.verdict(mean) == "lower", split
+
+
+def test_the_script_records_everything_and_leaves_the_run_alone(tmp_path, call):
+    checkpoint = cc.Path("runs/vae_512_no0/ckpt/best.pt").read_bytes()
+    words = "--anchors 2 --seeds 2 --sweep-anchors 1 --others 20 --strengths 0.0001 0.001 --several 1 3"
+    code, out, _ = call("constructive_counterfactuals", *words.split(), "--results", tmp_path)
+    assert code == 0
+    assert "strength 0.0002" in out
+    rows = experiment.read_lines(tmp_path / "metrics.jsonl")
+    main = [row for row in rows if row["setting"].keys() == {"strength"}]
+    assert len(main) == 2 * 2 * 3 * 3 * 2  # seeds x strengths x arms x splits x metrics
+    assert {row["seed"] for row in main} == {0, 1}
+    assert {row["setting"]["anchors"] for row in rows if "anchors" in row["setting"]} == {1, 3}
+    for name in ("constructive_counterfactuals.png", "strength.png", "anchors.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    assert cc.Path("runs/vae_512_no0/ckpt/best.pt").read_bytes() == checkpoint

@@ -1,0 +1,95 @@
+"""The house: who imports whom, how long files and functions are, that importing a script runs nothing."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import typing
+
+import pytest
+from conftest import ROOT, shell
+
+FLOORS = [
+    {"experiment"},
+    {"datasets", "architecture", "classifiers", "metrics", "figures", "tables", "per_sample"},
+    {"train"},
+    {"ablate", "finetuning_report"},
+    {"constructive_counterfactuals", "targeted_finetuning", "bench"},
+    {"reproduce"},
+]
+HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
+SCRIPTS = ["datasets", "train", "ablate", "constructive_counterfactuals", "targeted_finetuning", "bench", "reproduce"]
+FILES = sorted(ROOT.glob("*.py"))
+
+
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def test_every_file_has_its_floor():
+    assert {path.stem for path in FILES} == set(HEIGHT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_import_runs_upward_or_sideways(path):
+    """Imports go to lower floors only, which rules out circles; the roof may also import what it runs."""
+    for node in ast.walk(tree(path)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+            [node.module] if isinstance(node, ast.ImportFrom) else [])
+        for name in set(names) & set(HEIGHT):
+            assert HEIGHT[name] < HEIGHT[path.stem], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_files_and_functions_are_short_and_say_what_they_do(path):
+    assert len(path.read_text().splitlines()) <= 400
+    module = tree(path)
+    assert ast.get_docstring(module)
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_constants_are_the_parameters_of_main(name):
+    module = importlib.import_module(name)
+    constants = {key.lower() for key in typing.get_type_hints(module, include_extras=True) if key.isupper()}
+    parameters = inspect.signature(module.main).parameters
+    named = {key for key, value in parameters.items() if value.kind is not inspect.Parameter.VAR_KEYWORD}
+    assert constants == named or (name == "train" and named < constants)
+
+
+def test_every_constant_says_why_on_its_line():
+    for name in SCRIPTS:
+        for line in (ROOT / f"{name}.py").read_text().splitlines():
+            if re.match(r"[A-Z][A-Z0-9_]*: .* = ", line):
+                assert re.search(r"  # \w", line), f"{name}: {line}"
+
+
+def test_importing_the_scripts_prints_and_writes_nothing(tmp_path):
+    done = shell("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import " + ", ".join(SCRIPTS))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    return [ROOT / name for name in listed]
+
+
+def test_tracked_files_are_small_and_know_no_machine():
+    files = tracked()
+    if not files:
+        pytest.skip("not a git checkout")
+    assert max(path.stat().st_size for path in files if path.exists()) < 5_000_000
+    for path in files:
+        if path.suffix in {".py", ".md", ".json", ".jsonl", ".toml", ".txt"} or path.name == "Makefile":
+            found = re.search(r"(?<![\w.])/(tmp|home|root|Users)/", path.read_text())
+            assert not found, f"{path}: {found}"
+
+
+def test_direct_dependencies_are_pinned():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in lines if line)

@@ -1,0 +1,102 @@
+"""The roof, and README.md against the records."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+import experiment
+import reproduce
+import tables
+from experiment import UserError
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["FULL", "FAST"])
+def test_every_step_of_the_plan_parses(name):
+    for step in getattr(reproduce, name).values():
+        options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
+        assert step.results in (None, str(options["results"]))
+
+
+def test_the_full_plan_is_the_constants_at_the_top_of_the_scripts():
+    assert reproduce.FULL["constructive"].arguments == reproduce.FULL["targeted"].arguments == ()
+
+
+def test_quick_results_are_kept_apart():
+    for step in reproduce.FAST.values():
+        assert step.results is None or step.results.startswith("results/quick/")
+        assert "runs/quick/vae_512_no0" in step.arguments
+
+
+def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
+    import ablate
+
+    options = experiment.parse_options(ablate, ["--seed", "1", "--results", str(tmp_path)])
+    records = experiment.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
+    records.add("a", "b", "mse", 1.0, 1, 0)
+    records.save()
+    step = reproduce.Step("ablate", ("--seed", "1", "--results", str(tmp_path)), str(tmp_path))
+    assert len(reproduce.records_of(step)) == 1
+    assert not reproduce.records_of(step._replace(arguments=("--seed", "2", "--results", str(tmp_path))))
+
+
+def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path, capsys):
+    step = reproduce.Step("ablate", ("--run", "nosuch", "--results", str(tmp_path)), str(tmp_path))
+    with pytest.raises(UserError, match=r"python ablate.py --run nosuch .* failed"):
+        reproduce.carry_out("x", step, again=False)
+    options = experiment.parse_options(importlib.import_module("ablate"), step.arguments)
+    records = experiment.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
+    records.add("a", "b", "mse", 1.0, 1, 0)
+    records.save()
+    reproduce.carry_out("x", step, again=False)
+    assert "already in" in capsys.readouterr().err
+
+
+def test_the_readme_is_what_the_records_say():
+    """A table typed by hand, or left behind by its records, fails here."""
+    assert tables.fill(README, reproduce.readme_blocks()) == README
+
+
+def test_every_readme_block_is_generated():
+    markers = re.findall(r"<!-- (?!end)(.*?) -->", README)
+    assert sorted(markers) == sorted(reproduce.readme_blocks())
+
+
+def commands():
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.DOTALL) + re.findall(r"`(python [^`]*)`", README)
+    return sorted({line.split("#")[0].strip() for block in blocks for line in block.splitlines() if "python " in line})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_readme_command_parses(command):
+    words = shlex.split(command)
+    script = importlib.import_module(words[1].removesuffix(".py"))
+    assert experiment.parse_options(script, words[2:])
+
+
+def test_there_are_readme_commands_for_every_script():
+    assert {command.split()[1] for command in commands()} >= {
+        "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py"
+    }  # fmt: skip
+
+
+def test_every_readme_figure_and_link_is_there():
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", README) + re.findall(r'src="(?!http)([^"]+)"', README)
+    assert len(links) >= 3
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_every_make_target_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([\w-]+)`", README) + re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_published_numbers_have_their_rows():
+    for number in ("0.04029", "0.02065", "0.01833", "0.02212", "0.02208", "0.02260"):
+        assert re.search(rf"^\|.*{number}.*\|$", README, re.MULTILINE), number

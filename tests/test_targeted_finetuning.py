@@ -1,0 +1,176 @@
+"""Part 3: independent scores, fair arms, exact repetition, and a report that follows its records."""
+
+import copy
+
+import pytest
+import torch
+
+import experiment
+import finetuning_report as report
+import targeted_finetuning as tf
+import train
+from experiment import UserError
+
+SCORES = tf.Scores(gain=torch.tensor([0.3, -0.1, 0.2, 0.0]), error=torch.tensor([1.0, 4.0, 2.0, 3.0]),
+                   gradient=torch.tensor([5.0, 7.0, 8.0, 6.0]))  # fmt: skip
+
+
+@pytest.mark.parametrize(("arm", "chosen"), [
+    ("targeted", [1, 3]), ("easy", [0, 2]), ("hard", [1, 3]), ("gradient", [2, 1]), ("full", [0, 1, 2, 3]),
+])  # fmt: skip
+def test_arms_choose_what_their_names_say(arm, chosen):
+    assert tf.choose(arm, SCORES, 2, None).tolist() == chosen
+
+
+def test_the_random_arm_is_of_equal_size_and_seeded():
+    draws = [tf.choose("random", SCORES, 2, experiment.generator(seed, "random arm/4")).tolist() for seed in range(40)]
+    assert all(len(set(draw)) == 2 for draw in draws)
+    assert draws[3] == tf.choose("random", SCORES, 2, experiment.generator(3, "random arm/4")).tolist()
+    assert len({tuple(sorted(draw)) for draw in draws}) == 6
+
+
+def test_how_many_are_kept():
+    assert tf.how_many(SCORES.gain, 0.5) == 2
+    assert tf.how_many(SCORES.gain, 0.5, count=3) == 3
+    assert tf.how_many(SCORES.gain, 0.5, count=3, threshold=0.01) == 2  # a rise of the error is below the threshold
+    for rule in ({"threshold": -1.0}, {"count": 5}, {"fraction": 0.01}):
+        with pytest.raises(UserError, match="the selection is empty or too large"):
+            tf.how_many(SCORES.gain, **({"fraction": 0.5} | rule))
+
+
+def test_scores_do_not_depend_on_the_order_and_the_model_does_not_change(model, images):
+    before = copy.deepcopy(model.state_dict())
+    there, back = tf.score(model, images, 0.001), tf.score(model, images.flip(0), 0.001)
+    for a, b in zip(there, back, strict=True):
+        assert torch.allclose(a, b.flip(0), atol=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(there.error, train.metrics.squared_errors(model, images)) or torch.allclose(
+        there.error, train.metrics.squared_errors(model, images), atol=1e-7)
+
+
+def test_published_scores_do_depend_on_the_order(images):
+    model, _, _ = train.load_vae("runs/vae_512_no0", None, "cpu")
+    before = copy.deepcopy(model.state_dict())
+    score = lambda x: tf.score_cumulatively(model, x, 0.001, experiment.generator(0, "c"))
+    there, back = score(images), score(images.flip(0))
+    assert not torch.allclose(there.gain, back.gain.flip(0), atol=1e-3)
+    assert (there.gain >= 0).all()  # the absolute change, as published
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_finetuning_learns_repeats_and_leaves_the_model_alone(model, images):
+    before = copy.deepcopy(model.state_dict())
+    chosen = torch.tensor([0, 3, 5])
+    tuned = tf.finetune(model, images, chosen, 1e-3, 4, seed=0)
+    again = tf.finetune(model, images, chosen, 1e-3, 4, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    errors = lambda net: train.metrics.squared_errors(net, images[chosen]).mean()
+    assert errors(tuned) < errors(model)
+
+
+def test_only_the_chosen_images_are_seen(model, images):
+    other = images.clone()
+    other[1] = 1 - other[1]
+    a, b = (tf.finetune(model, x, torch.tensor([0, 2]), 1e-3, 2, 0) for x in (images, other))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_every_arm_and_seed_has_its_job():
+    jobs = tf.plan(seeds=3, sizes=(8, 16), sweep=(0.25,), sweep_seeds=1)
+    assert len(set(jobs)) == len(jobs) == 3 * 2 + 3 * 2 * len(report.ARMS) + 2 * 2
+    assert tf.Job("targeted", 0, 16, 0.25).setting == {"size": 16, "fraction": 0.25}
+    assert [job.size or 0 for job in jobs] == sorted((job.size or 0 for job in jobs), reverse=True)
+
+
+TINY = ["--sizes", 12, 24, "--seeds", 2, "--sweep", 0.25, "--sweep-seeds", 1, "--test", 600, "--epochs", 1]
+
+
+def test_the_script_in_its_processes(tmp_path, call):
+    code, out, err = call("targeted_finetuning", *TINY, "--results", tmp_path)
+    assert code == 0
+    assert "targeted: smallest gain" in out
+    assert err.startswith("Inception FID left out")
+    rows = experiment.read_lines(tmp_path / "metrics.jsonl")
+    seen = {(row["arm"], row["setting"].get("size")): row["value"] for row in rows if row["metric"] == "samples_seen"
+            and "fraction" not in row["setting"]}  # fmt: skip
+    assert seen["targeted", 24] == seen["random", 24] == seen["hard", 24] == 13
+    assert seen["full", 24] == 24
+    undefined = [row for row in rows if row["metric"] == "frechet" and row["split"] == "new digit"]
+    assert undefined
+    assert all(row["value"] is None and row["n"] < 256 for row in undefined)
+    assert not (tmp_path / "partial.jsonl").exists()
+    assert (tmp_path / "fractions_24.png").stat().st_size > 10_000
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, call, monkeypatch):
+    """Stopped after three of its jobs, it measures only the others, and ends with the records of a whole run."""
+    done = []
+
+    def serial(jobs, arguments, workers, device, stop_after=None):
+        for job in jobs:
+            if len(done) == stop_after:
+                raise KeyboardInterrupt
+            done.append(job)
+            yield tf.timed(job, arguments)
+
+    values = {}
+    for name, stops in (("whole", (None,)), ("killed", (3, None))):
+        for stop in stops:
+            done.clear()
+            monkeypatch.setattr(tf, "results_of", lambda *a, stop=stop: serial(*a, stop_after=stop))
+            code, _, _ = call("targeted_finetuning", *TINY, "--inception", "off", "--results", tmp_path / name)
+            assert code == (0 if stop is None else 130)
+        rows = experiment.read_lines(tmp_path / name / "metrics.jsonl")
+        values[name] = {(r["arm"], r["split"], r["metric"], r["seed"], str(r["setting"])): r["value"] for r in rows
+                        if not r["metric"].endswith("seconds")}  # fmt: skip
+    assert values["whole"] == values["killed"]
+    assert len(done) == len(tf.plan(2, (12, 24), (0.25,), 1)) - 3
+
+
+# --- the report -----------------------------------------------------------------------------------------
+
+
+def made_up(targeted, random, seeds=4):
+    """Records in which every metric of an arm is one number, a little different for each seed."""
+    options = {"seeds": seeds, "sizes": [8], "sweep_seeds": seeds}
+    level = {"before": 4.0, "targeted": targeted, "random": random, "full": 2.0, "easy": 3.0, "hard": 3.0,
+             "gradient": 3.0}  # fmt: skip
+    rows = []
+    for seed in range(seeds):
+        for arm, value in level.items():
+            setting = {} if arm == "before" else {"size": 8}
+            for split in ("new digit", "others", "all"):
+                for metric in ("mse_sampled", "frechet", "frechet_samples"):
+                    rows.append({"experiment": "x", "arm": arm, "split": split, "metric": metric, "n": 9, "seed": seed,
+                                 "value": value + 0.01 * seed, "setting": setting, "options": options})  # fmt: skip
+            for metric in ("kept", "finetuning_seconds"):
+                if arm != "before":
+                    rows.append({"experiment": "x", "arm": arm, "split": "new digits", "metric": metric, "n": 9,
+                                 "seed": seed, "value": 8.0 if arm == "full" else 5.0, "setting": setting,
+                                 "options": options})  # fmt: skip
+    return rows
+
+
+def test_claims_follow_the_records():
+    good, bad = report.claims(made_up(1.0, 3.0)), report.claims(made_up(5.0, 3.0))
+    assert "Over 4 seeds" in good
+    assert good.count(" holds (") == 5
+    assert good.count("does not hold") == 0
+    assert bad.count("does not hold") == 5
+    assert "MSE on the new digit -2.00000" in good
+    assert "With 8 new digits" in good
+
+
+def test_table_golden():
+    lines = report.table(made_up(1.0, 3.0)).splitlines()
+    assert lines[2] == ("| before | – | 4.01500 ± 0.02054 | 4.01500 ± 0.02054 | 4.02 ± 0.02 | 4.02 ± 0.02 | "
+                        "4.0 ± 0.0 | – |")
+    assert lines[3].startswith("| targeted: smallest gain | 5 | 1.01500 ± 0.02054 |")
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 7
+
+
+def test_published_numbers_stand_beside_ours():
+    text = report.published_table(made_up(1.0, 3.0), [], size=8)
+    assert "| zeros, targeted | 0.02065 | 1.01500 ± 0.02054 |" in text
+    assert len(text.splitlines()) == 2 + 6

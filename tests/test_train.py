@@ -1,0 +1,183 @@
+"""Training: what it minimises, that it resumes to the same bytes, that it stops in time."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, shell
+
+import architecture
+import classifiers
+import datasets
+import experiment
+import train
+from experiment import UserError
+
+CPU = torch.device("cpu")
+SMALL = {"model": "vae", "data": "mnist", "seed": 0} | train.RECIPES["vae"] | {"n": 48, "n_validation": 16, "epochs": 3}
+SMALL.pop("run")
+
+
+def tensors(state, name=""):
+    """{path: tensor or number} of everything in a checkpoint."""
+    if isinstance(state, dict):
+        return {key: value for k, v in state.items() for key, value in tensors(v, f"{name}/{k}").items()}
+    if isinstance(state, list):
+        return tensors(dict(enumerate(state)), name)
+    return {name: state}
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+
+
+def timeless(path):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in experiment.read_lines(path / "log.jsonl")]
+
+
+def test_a_run_writes_what_it_promises(tmp_path):
+    best, trained = train.train(tmp_path / "run", SMALL, CPU, 1)
+    assert trained
+    lines = experiment.read_lines(tmp_path / "run/log.jsonl")
+    assert [line.get("epoch") for line in lines] == [1, 2, 3, None]
+    assert lines[-1]["event"] == "finished"
+    assert lines[2]["bce"] < lines[0]["bce"]
+    assert best["epoch"] == min(lines[:3], key=lambda line: line["validation"])["epoch"] == lines[-1]["best_epoch"]
+    assert lines[0]["validation"] == pytest.approx(lines[0]["validation_bce"] + lines[0]["validation_kl"])
+    assert list((tmp_path / "run/tensorboard").glob("events*"))
+    model, options, epochs = train.load_vae(tmp_path / "run", None, CPU)
+    assert options == SMALL | {"held_out": (0,)}
+    assert epochs == best["epoch"]
+    _, validation = datasets.training_split((0,), 48, 16, 0)
+    assert sum(train.validate(model, validation).values()) == pytest.approx(best["validation"], rel=1e-6)
+
+
+def test_the_same_command_reuses_a_finished_run_and_other_options_are_refused(tmp_path):
+    first, _ = train.train(tmp_path / "run", SMALL, CPU, 1)
+    log = (tmp_path / "run/log.jsonl").read_text()
+    (tmp_path / "run/ckpt/last.pt").unlink()  # as in a fresh clone, where only best.pt is committed
+    again, trained = train.train(tmp_path / "run", SMALL, CPU, 1)
+    assert not trained
+    assert same(first, again)
+    assert (tmp_path / "run/log.jsonl").read_text() == log
+    with pytest.raises(UserError, match=r"made with lr=0.001, not 0.1"):
+        train.train(tmp_path / "run", SMALL | {"lr": 0.1}, CPU, 1)
+
+
+def test_one_step_is_adam_on_the_summed_negative_elbo():
+    digits, _ = datasets.training_split((0,), 8, 0, 0)
+    ours, _ = train.build("vae", 0, CPU)
+    theirs, _ = train.build("vae", 0, CPU)
+    train.learn_epoch(ours, train.adam(ours, 1e-3), digits, 8, seed=0, epoch=1)
+    eps = torch.randn(8, 20, generator=experiment.generator(0, "noise/1"))
+    optimizer = torch.optim.Adam(theirs.parameters(), 1e-3)
+    order = torch.randperm(8, generator=experiment.generator(0, "order/1"))
+    sum(theirs.loss(digits.images[order], eps[order]).values()).sum().backward()
+    optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_seeds_decide_everything_and_global_state_nothing():
+    digits, _ = datasets.training_split((0,), 16, 0, 0)
+
+    def learned(seed, disturbance):
+        torch.manual_seed(disturbance)
+        model, _ = train.build("vae", seed, CPU)
+        torch.rand(disturbance)
+        train.learn_epoch(model, train.adam(model, 1e-3), digits, 8, seed, 1)
+        return model.fc_mu.weight
+
+    assert torch.equal(learned(0, 1), learned(0, 2))
+    assert not torch.equal(learned(0, 1), learned(1, 1))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    real = architecture.VAE.loss
+    monkeypatch.setattr(architecture.VAE, "loss", lambda self, x, eps=None: real(self, x, eps) | (
+        {"kl": real(self, x, eps)["kl"] * torch.nan} if self.training and train_epoch[0] > 2 else {}))
+    train_epoch = [0]
+    learn = train.learn_epoch
+    monkeypatch.setattr(train, "learn_epoch", lambda *a, **k: (train_epoch.__setitem__(0, a[5]), learn(*a, **k))[1])
+    with pytest.raises(UserError, match=r"kl became nan in epoch 3; the last good checkpoint is kept"):
+        train.train(tmp_path / "run", SMALL, CPU, 1)
+    state = experiment.load_checkpoint(tmp_path / "run/ckpt/last.pt")
+    assert state["epoch"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_learning_rates():
+    assert train.learning_rate(1.0, "constant", 7, 10) == 1.0
+    assert train.learning_rate(1.0, "cosine", 0, 10) == 1.0
+    assert train.learning_rate(1.0, "cosine", 5, 10) == pytest.approx(0.505)
+    assert train.learning_rate(1.0, "cosine", 10, 10) == pytest.approx(0.01)
+
+
+def test_distortion_is_the_identity_at_zero_and_moves_by_pixels(images):
+    nothing = torch.zeros(12, 4)
+    assert torch.allclose(train.Classification.distort(images, nothing), images, atol=1e-5)
+    right = nothing.clone()
+    right[:, 2] = -1  # two pixels
+    assert torch.allclose(train.Classification.distort(images, right)[..., 2:], images[..., :-2], atol=1e-5)
+
+
+def test_a_classifier_learns_and_dropout_is_seeded(tmp_path):
+    options = {"model": "mnist_cnn", "data": "mnist", "seed": 0} | train.RECIPES["mnist_cnn"]
+    options |= {"n": 600, "n_validation": 200, "epochs": 3, "batch": 50}
+    options.pop("run")
+    first, _ = train.train(tmp_path / "a", options, CPU, 1)
+    second, _ = train.train(tmp_path / "b", options, CPU, 1)
+    assert same(first["model"], second["model"])
+    lines = experiment.read_lines(tmp_path / "a/log.jsonl")
+    assert lines[2]["validation"] < 0.75 * lines[0]["validation"]
+    assert isinstance(train.load_classifier(tmp_path / "a", CPU), classifiers.MnistCNN)
+
+
+def test_a_checkpoint_of_a_bare_state_dict_is_the_default_recipe_s(tmp_path, model):
+    experiment.save_checkpoint(tmp_path / "bare.pt", model.state_dict())
+    _, options, epochs = train.load_vae(tmp_path, tmp_path / "bare.pt", CPU)
+    assert (options["n"], options["held_out"], epochs) == (512, (0,), 100)
+
+
+KILLED = ["train.py", "--n", "256", "--n-validation", "64", "--epochs", "14", "--batch", "32",
+          "--checkpoint-every", "1", "--device", "cpu"]  # fmt: skip
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert shell(*KILLED, "--run", whole, "--results", tmp_path / "r").returncode == 0
+    command = [sys.executable, *KILLED, "--run", str(killed), "--results", str(tmp_path / "r")]
+    chance, log = random.Random(time.time_ns()), killed / "log.jsonl"
+    kills = 0
+    for target in sorted(chance.sample(range(0, 13), 3)):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < target):
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 1
+    assert shell(*KILLED, "--run", killed, "--results", tmp_path / "r").returncode == 0
+    for name in ("best.pt", "last.pt"):
+        assert same(*(experiment.load_checkpoint(folder / "ckpt" / name) for folder in (whole, killed))), name
+    assert timeless(whole) == timeless(killed)
+    assert len(timeless(whole)) == 15
+
+
+@pytest.mark.slow
+def test_the_committed_vae_is_what_the_command_gives(tmp_path):
+    """Trained afresh, validation loss and held-out error come out as committed, whatever the machine."""
+    done = shell("train.py", "--run", tmp_path / "vae", "--results", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    fresh, committed = (
+        {(row["split"], row["metric"]): row["value"] for row in experiment.read_lines(path) if row["arm"] == "vae"}
+        for path in (tmp_path / "r/metrics.jsonl", ROOT / "results/train/metrics.jsonl"))
+    for key in (("validation", "loss"), ("held-out digits", "mse"), ("other digits", "mse")):
+        assert fresh[key] == pytest.approx(committed[key], rel=0.05), key
+    assert fresh["train", "seconds"] < 60 or torch.get_num_threads() < 2
