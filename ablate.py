@@ -135,7 +135,7 @@ def by_split(values, labels, index):
     here = torch.zeros_like(same)
     here[index] = True
     parts = dict(zip(SPLITS, (here, same & ~here, ~same), strict=True))
-    return {name: (float(values[part].double().mean()) if part.any() else None, int(part.sum()))
+    return {name: (float(values[part].cpu().double().mean()) if part.any() else None, int(part.sum()))
             for name, part in parts.items()}
 
 

@@ -88,8 +88,9 @@ class Bench:
         first = torch.arange(len(self.images), device=used.device) < n
         parts = dict(zip(SPLITS, (used, first & ~used, ~first), strict=True))
         after = metrics.errors(model, self.images)
-        return {(split, metric): (float((after[metric] - self.before[metric])[part].double().mean()), int(part.sum()))
-                for split, part in parts.items() for metric in after}
+        gaps = {metric: after[metric] - self.before[metric] for metric in after}
+        return {(split, metric): (float(gap[part].cpu().double().mean()), int(part.sum()))
+                for split, part in parts.items() for metric, gap in gaps.items()}
 
 
 def measure(model, bench, strength, groups, arms, seed, records, purpose, /, **setting):
@@ -112,7 +113,7 @@ def measure(model, bench, strength, groups, arms, seed, records, purpose, /, **s
 def record_before(bench, records):
     for part, chosen in (("unseen", slice(0, len(bench.unseen))), ("known", slice(len(bench.unseen), None))):
         for metric, values in bench.before.items():
-            records.add("before", part, metric, float(values[chosen].double().mean()), len(values[chosen]), 0)
+            records.add("before", part, metric, float(values[chosen].cpu().double().mean()), len(values[chosen]), 0)
 
 
 def measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records):

@@ -59,7 +59,7 @@ def accuracy(classifier, digits, batch=BATCH):
 def features(classifier, images, batch=BATCH):
     """The classifier's features of images (N, C, H, W) in [0, 1]: (N, F), float64, on the CPU."""
     classifier.eval()
-    return torch.cat([classifier.features(x).double().cpu() for x in images.split(batch)])
+    return torch.cat([classifier.features(x).cpu().double() for x in images.split(batch)])
 
 
 def moments(feats):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import experiment
 import finetuning_report
 import tables
+import train
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -29,23 +30,24 @@ PUBLISHED_VAE = "vae/vae_l5_linear_512_no0.pt"
 
 
 class Step(NamedTuple):
-    """One script with its arguments; results: the folder of its records, None for a training run."""
+    """One script with its arguments; results: the folder of its records; needed_by: the only step that wants it."""
 
     script: str
     arguments: tuple
-    results: str | None = None
+    results: str
+    needed_by: str | None = None
 
 
 FULL = {
-    "vae": Step("train", ()),
-    "classifier": Step("train", ("--model", "mnist_cnn")),
+    "vae": Step("train", (), "results/train"),
+    "classifier": Step("train", ("--model", "mnist_cnn"), "results/train"),
     "ablate": Step("ablate", ("--against", "retrain"), "results/ablate"),
     "constructive": Step("constructive_counterfactuals", (), "results/constructive_counterfactuals"),
     "targeted": Step("targeted_finetuning", (), "results/targeted_finetuning"),
 }
 for k in range(1, 5):  # does part 2 depend on the one model?
     other, beside = f"runs/retrained/vae_seed{k}", "results/constructive_counterfactuals/other_models"
-    FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train")
+    FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train", f"constructive {k}")
     FULL[f"constructive {k}"] = Step("constructive_counterfactuals", (
         "--run", other, "--anchors", "40", "--seeds", "1", "--strengths", "--several", "--results", beside), beside)
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
@@ -58,7 +60,7 @@ def small(script, folder, arguments):
 
 
 FAST = {
-    "vae": Step("train", (*QUICK_RUN, "--results", "results/quick/train")),
+    "vae": Step("train", (*QUICK_RUN, "--results", "results/quick/train"), "results/quick/train"),
     "ablate": small("ablate", "ablate", "--samples 16 --sweep-samples 4"),
     "constructive": small("constructive_counterfactuals", "constructive_counterfactuals",
                           "--anchors 8 --seeds 2 --sweep-anchors 1 --others 256"),
@@ -86,15 +88,17 @@ def records_of(step):
     wanted = experiment.plain_options(options)
     found = experiment.read_lines(Path(step.results) / experiment.Records.FILE)
     if step.script == "train":  # its records hold the recipe in full, the command only what differs from it
-        return [row for row in found if row["options"]["run"] == wanted["run"]]
+        run = wanted["run"] or train.RECIPES[wanted["model"]]["run"]
+        return [row for row in found if row["options"]["run"] == run and (Path(run) / "ckpt/best.pt").is_file()]
     return [row for row in found if all(wanted.get(name) == value for name, value in row["options"].items())]
 
 
-def carry_out(name, step, again):
+def carry_out(name, steps, again):
     """Run a step as its own process unless its records are there; what it prints is left to the one table."""
+    step = steps[name]
     command = [sys.executable, f"{step.script}.py", *step.arguments]
     words = " ".join(["python", *command[1:]])
-    if step.results and not again and records_of(step):
+    if not again and (records_of(step) or (step.needed_by and records_of(steps[step.needed_by]))):
         print(f"{name}: already in {step.results} ({words})", file=sys.stderr)
         return
     print(f"{name}: {words}", file=sys.stderr)
@@ -202,8 +206,8 @@ def main(quick, only_tables, again, published):
     if published and not quick:
         steps["published checkpoint"] = published_step(published)
     if not only_tables:
-        for name, step in steps.items():
-            carry_out(name, step, again)
+        for name in steps:
+            carry_out(name, steps, again)
     if not quick:
         tables.update(README, readme_blocks())
     setting = "quick (few seeds and samples; the committed results are those of `make reproduce`)" if quick else "full"

@@ -161,7 +161,7 @@ class Lab:
         sampled = metrics.per_image(model.reconstruct, self.test.images, noise)
         errors = {"mse": metrics.squared_errors(model, self.test.images),
                   "mse_sampled": (sampled - self.test.images).square().flatten(1).mean(1)}
-        rows = [(split, metric, float(values[part].double().mean()), int(part.sum()))
+        rows = [(split, metric, float(values[part].cpu().double().mean()), int(part.sum()))
                 for metric, values in errors.items() for split, part in self.splits.items()]
         for name, network in self.networks.items():
             if name and not everything:

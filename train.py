@@ -179,7 +179,7 @@ def validate(model, digits, batch=1000):
     totals = {}
     for start in range(0, len(digits), batch):
         for name, value in task_of(model).terms(model, digits[start : start + batch], None).items():
-            totals[name] = totals.get(name, 0) + value.sum().double().cpu()
+            totals[name] = totals.get(name, 0) + value.sum().cpu().double()
     return {name: float(total) / len(digits) for name, total in totals.items()}
 
 

@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 def test_every_step_of_the_plan_parses(name):
     for step in getattr(reproduce, name).values():
         options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
-        assert step.results in (None, str(options["results"]))
+        assert step.results == str(options["results"])
 
 
 def test_the_full_plan_is_the_constants_at_the_top_of_the_scripts():
@@ -28,7 +28,7 @@ def test_the_full_plan_is_the_constants_at_the_top_of_the_scripts():
 
 def test_quick_results_are_kept_apart():
     for step in reproduce.FAST.values():
-        assert step.results is None or step.results.startswith("results/quick/")
+        assert step.results.startswith("results/quick/")
         assert "runs/quick/vae_512_no0" in step.arguments
 
 
@@ -47,12 +47,27 @@ def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
 def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path, capsys):
     step = reproduce.Step("ablate", ("--run", "nosuch", "--results", str(tmp_path)), str(tmp_path))
     with pytest.raises(UserError, match=r"python ablate.py --run nosuch .* failed"):
-        reproduce.carry_out("x", step, again=False)
+        reproduce.carry_out("x", {"x": step}, again=False)
     options = experiment.parse_options(importlib.import_module("ablate"), step.arguments)
     records = experiment.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
     records.add("a", "b", "mse", 1.0, 1, 0)
     records.save()
-    reproduce.carry_out("x", step, again=False)
+    reproduce.carry_out("x", {"x": step}, again=False)
+    assert "already in" in capsys.readouterr().err
+
+
+def test_a_training_is_done_unless_its_run_is_there_or_nobody_needs_it(tmp_path, capsys):
+    run, results = str(tmp_path / "run"), str(tmp_path / "results")
+    training = reproduce.Step("train", ("--run", run, "--results", results), results)
+    records = experiment.Records(results, "train", {"run": run}, experiment.pick_device("cpu"))
+    records.add("vae", "validation", "loss", 1.0, 1, 0)
+    records.save()
+    assert not reproduce.records_of(training)  # a record alone is no checkpoint
+    experiment.save_checkpoint(tmp_path / "run/ckpt/best.pt", {"epoch": 1})
+    assert len(reproduce.records_of(training)) == 1
+    (tmp_path / "run/ckpt/best.pt").unlink()
+    steps = {"vae": training._replace(needed_by="user"), "user": reproduce.FULL["ablate"]}
+    reproduce.carry_out("vae", steps, again=False)
     assert "already in" in capsys.readouterr().err
 
 
