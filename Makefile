@@ -24,7 +24,7 @@ reproduce: setup
 	$(PY) reproduce.py
 
 bench: setup
-	$(PY) bench.py
+	$(PY) bench.py --results results/quick/bench
 
 lint: .venv/installed
 	$(PY) -m ruff check .

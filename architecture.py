@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiment import UserError, load_weights
+from experiment import UserError
+from storage import load_weights, model_in
 
 # --- variational autoencoders --------------------------------------------------------------
 
@@ -145,7 +146,6 @@ def restore(state, name="vae"):
 
     Raises UserError, naming the first tensor that does not fit, if the weights are another model's.
     """
-    made = state.get("architecture", {"name": name, "settings": {}})
-    weights = state.get("model", state)
-    model = build(made["name"], **made["settings"])
+    made, settings, weights = model_in(state)
+    model = build(made or name, **(settings or {}))
     return load_weights(model, weights).eval()

@@ -18,6 +18,7 @@ import datasets
 import experiment
 import metrics
 import per_sample
+import storage
 import tables
 import train
 
@@ -51,10 +52,10 @@ def score_by_loop(model, images, strength):
 def compare(ours, baseline, repeats, device):
     """(median ratio of the baseline's seconds to ours, ours in seconds, largest difference of the results)."""
     def seconds(side):
+        experiment.synchronize(device)
         started = time.perf_counter()
         result = side()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        experiment.synchronize(device)
         return time.perf_counter() - started, result
 
     ours(), baseline()  # once to warm up
@@ -79,7 +80,7 @@ def main(run, digits, strength, repeats, device, results):
     rows = []
     for name, (against, ours, baseline) in sides.items():
         ratio, seconds, gap = compare(ours, baseline, repeats, device)
-        records = experiment.Records(results, "bench", given | {"baseline": against}, device)
+        records = storage.Records(results, "bench", given | {"baseline": against}, device)
         each = seconds / digits * 1e3
         for metric, value in (("speedup", ratio), ("milliseconds_a_sample", each), ("difference", gap)):
             records.add(name, "digits", metric, value, digits, 0)

@@ -8,7 +8,8 @@
 import torch.nn.functional as F
 from torch import nn
 
-from experiment import UserError, load_weights
+from experiment import UserError
+from storage import load_weights, model_in
 
 
 class MnistCNN(nn.Module):
@@ -52,7 +53,7 @@ def build(name, **settings):
 
 def restore(state):
     """The classifier in a checkpoint of train.py, in evaluation mode; raises UserError if it is another model's."""
-    made = state.get("architecture")
+    made, settings, weights = model_in(state)
     if not made:
         raise UserError("this checkpoint does not say which classifier it is of; train.py makes one that does")
-    return load_weights(build(made["name"], **made["settings"]), state["model"]).eval()
+    return load_weights(build(made, **settings), weights).eval()

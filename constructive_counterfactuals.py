@@ -18,6 +18,7 @@ import datasets
 import experiment
 import figures
 import metrics
+import storage
 import tables
 import train
 from ablate import error_gradients, move, norm, reverse_ablate
@@ -25,7 +26,7 @@ from ablate import error_gradients, move, norm, reverse_ablate
 # --- the step ---------------------------------------------------------------------------------
 RUN: Path = Path("runs/vae_512_no0")  # a run folder of train.py
 CHECKPOINT: Path | None = None  # other weights for it: any checkpoint of the same model
-# published, and the gentler one that the sweep below recommends
+# Published, and the gentler one that the sweep recommends; the sweep sees training digits only, the test set none.
 STRENGTH: tuple[experiment.Positive, ...] = (0.001, 0.0002)  # how far every parameter moves; published: 0.001
 DIGIT: experiment.Digit = 0  # the digit that is added; the run has never seen it
 
@@ -49,34 +50,36 @@ SPLITS = ("anchor", "unseen", "known")  # the added sample; the other test sampl
 # --- steps of equal length ------------------------------------------------------------------------
 
 
-def steps(model, images, strength, stream):
+def steps(model, images, strength, stream, arms=tuple(ARMS)):
     """{arm: the model after a step}, all of the L2 length of the sign step.
 
-    images: (B, 1, 28, 28), the anchors; stream: torch.Generator of the random signs.
+    images: (B, 1, 28, 28), the anchors; stream: torch.Generator of the random signs; arms: those that are wanted.
     """
     grads = error_gradients(model, images)
     sign = {name: grad.sign() for name, grad in grads.items()}
-    # random signs move the parameters that the sign step moves: those with a gradient
-    chance = {name: (torch.randint(0, 2, part.shape, generator=stream) * 2 - 1).to(part) * part.abs()
-              for name, part in sign.items()}
+    directions = {"sign step": sign, "gradient step": grads}
+    if "random step" in arms:  # random signs move the parameters that the sign step moves: those with a gradient
+        directions["random step"] = {
+            name: (torch.randint(0, 2, part.shape, generator=stream) * 2 - 1).to(part) * part.abs()
+            for name, part in sign.items()
+        }
     length = strength * norm(sign)
-    directions = dict(zip(ARMS, (sign, grads, chance), strict=True))
-    return {arm: move(model, direction, length / norm(direction)) for arm, direction in directions.items()}
+    return {arm: move(model, directions[arm], length / norm(directions[arm])) for arm in arms}
 
 
 # --- measuring ------------------------------------------------------------------------------------
 
 
 class Bench:
-    """The test digits on which steps are measured, with the errors of the untouched model.
+    """The digits on which steps are measured, with the errors of the untouched model.
 
-    unseen: the test digits of the added class, anchors among them; known: a fixed draw of the others.
+    unseen: the digits of the added class, anchors among them, at most `most` of them; known: a fixed draw of others.
     """
 
-    def __init__(self, model, test, digit, others, seed_of_draw=0):
-        mine = datasets.of_class(test, digit)
-        self.unseen = test[mine]
-        self.known = datasets.draw(test[~mine], others, seed_of_draw, "known digits")
+    def __init__(self, model, digits, digit, others, most=None):
+        mine = datasets.of_class(digits, digit)
+        self.unseen = digits[mine][:most]
+        self.known = datasets.draw(digits[~mine], others, 0, "known digits")
         self.images = torch.cat([self.unseen.images, self.known.images])
         self.before = metrics.errors(model, self.images)  # of the unseen digits and then the known ones
 
@@ -102,9 +105,8 @@ def measure(model, bench, strength, groups, arms, seed, records, purpose, /, **s
     totals = {}
     for k, anchors in enumerate(tqdm(groups, desc=f"{purpose} seed {seed} {setting or ''}", disable=None)):
         stream = experiment.generator(seed, f"random signs/{purpose}/{setting}/{k}")
-        after = steps(model, bench.unseen.images[anchors], strength, stream)
-        for arm in arms:
-            for key, (change, _) in bench.change(after[arm], anchors).items():
+        for arm, after in steps(model, bench.unseen.images[anchors], strength, stream, arms).items():
+            for key, (change, _) in bench.change(after, anchors).items():
                 totals[arm, *key] = totals.get((arm, *key), 0) + change
     for (arm, split, metric), total in totals.items():
         records.add(arm, split, f"{metric}_change", total / len(groups), len(groups), seed, **setting)
@@ -116,19 +118,22 @@ def record_before(bench, records):
             records.add("before", part, metric, float(values[chosen].cpu().double().mean()), len(values[chosen]), 0)
 
 
-def measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records):
-    """All measurements of one seed: single anchors, the sweep of the strength, several anchors in one step."""
+def measure_seed(model, bench, choice, seed, strength, anchors, strengths, several, sweep_anchors, records):
+    """All measurements of one seed: single anchors, the sweep of the strength, several anchors in one step.
+
+    choice: the Bench of training digits on which the sweep is measured.
+    """
     order = torch.randperm(len(bench.unseen), generator=experiment.generator(seed, "anchors"))
     for s in strength:
         measure(model, bench, s, order[:anchors].split(1), ARMS, seed, records, "anchors", strength=s)
+    other = torch.randperm(len(choice.unseen), generator=experiment.generator(seed, "anchors of the sweep"))
     for s in strengths:
-        single = order[:sweep_anchors].split(1)
-        measure(model, bench, s, single, ARMS, seed, records, "sweep", swept_strength=s)
+        measure(model, choice, s, other[:sweep_anchors].split(1), ARMS, seed, records, "sweep", swept_strength=s)
     for k in several:
         stream = experiment.generator(seed, f"several anchors/{k}")
         groups = [torch.randperm(len(bench.unseen), generator=stream)[:k] for _ in range(sweep_anchors)]
         for s in strength:
-            measure(model, bench, s, groups, ["sign step"], seed, records, "several", anchors=k, with_strength=s)
+            measure(model, bench, s, groups, ("sign step",), seed, records, "several", anchors=k, with_strength=s)
 
 
 # --- figures and table ------------------------------------------------------------------------------
@@ -165,7 +170,7 @@ def draw_strengths(records, strengths, path):
     panels.append({"title": "gain against harm, a point a strength", "log": "x", "symlog": 1e-3, "zero": True,
                    "x_label": "harm: rise of MSE on known classes", "y_label": "gain: fall of MSE on unseen",
                    "lines": [(ARMS["sign step"], "blue", x, y, None)], "notes": gains})
-    figures.curves(path, panels, "Strength of the step (mean and 95 % interval over seeds)")
+    figures.curves(path, panels, "Strength of the step, on training digits (mean and 95 % interval over seeds)")
 
 
 def draw_several(records, several, strength, path):
@@ -225,8 +230,9 @@ def models_sentence(records):
                                 split=split, metric="mse_change", strength=s).mean for run in runs]
             parts.append(f"{tables.mean_of(each):+.4f} on {name}")
         sentences.append(f"at {s:g} the MSE changes by " + " and ".join(parts))
+    anchors = min(record["options"]["anchors"] * record["options"]["seeds"] for record in records)
     return (f"Over {len(runs)} models trained from seeds of their own (mean and 95 % interval over the models, "
-            f"{records[0]['options']['anchors']} anchors each): " + "; ".join(sentences) + ".")
+            f"at least {anchors} anchors each): " + "; ".join(sentences) + ".")
 
 
 def claims(records):
@@ -237,23 +243,29 @@ def claims(records):
         unseen, known = (change("sign step", split, s) for split in ("unseen", "known"))
         sentences.append(
             f"**At strength {s:g}**, that one step from one sample teaches others of its class, never shown, "
-            + tables.holds(tables.verdict(unseen) == "lower", f"MSE {unseen:+.4f}")
+            + tables.judge(unseen, "lower", f"MSE {unseen:+.4f}")
             + " That it does not degrade the digits the model knows "
-            + tables.holds(tables.verdict(known) != "higher", f"MSE {known:+.4f}"))
+            + tables.judge(known, "no higher", f"MSE {known:+.4f}"))
     return " ".join(sentences)
 
 
 def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, several, sweep_anchors, device, results):
     given = dict(locals())
     device = experiment.pick_device(device)
-    model, _, _ = train.load_vae(run, checkpoint, device)
+    model, options, _ = train.load_vae(run, checkpoint, device)
+    if digit not in options["held_out"]:
+        raise experiment.UserError(f"--digit {digit}: this model was trained on it; it has never seen "
+                                   f"{', '.join(map(str, options['held_out'])) or 'none less'}")
+    if not strength:
+        raise experiment.UserError("--strength names no strength")
     bench = Bench(model, datasets.mnist("test", device), digit, others)
+    choice = Bench(model, datasets.mnist("train", device), digit, others, most=len(bench.unseen))
     if max((anchors, sweep_anchors, *several)) > len(bench.unseen):
         raise experiment.UserError(f"the test set has {len(bench.unseen)} digits {digit}, fewer than the anchors asked")
-    records = experiment.Records(results, "constructive_counterfactuals", given, device)
+    records = storage.Records(results, "constructive_counterfactuals", given, device)
     record_before(bench, records)
     for seed in range(seeds):
-        measure_seed(model, bench, seed, strength, anchors, strengths, several, sweep_anchors, records)
+        measure_seed(model, bench, choice, seed, strength, anchors, strengths, several, sweep_anchors, records)
     first = int(torch.randperm(len(bench.unseen), generator=experiment.generator(0, "anchors"))[0])
     draw_example(model, bench, first, strength, results / "constructive_counterfactuals.png")
     if strengths:

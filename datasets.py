@@ -22,6 +22,7 @@ import numpy
 import torch
 
 import experiment
+import storage
 
 ROOT: Path = Path("data")  # where the cached data sets lie
 
@@ -97,7 +98,7 @@ def _read_mnist(path):
         images, labels = _fetch_mnist()
         buffer = io.BytesIO()
         numpy.savez(buffer, images=images, labels=labels)
-        experiment.write_atomically(path, buffer.getvalue())
+        storage.write_atomically(path, buffer.getvalue())
         return images, labels
     try:
         with numpy.load(path, allow_pickle=False) as file:

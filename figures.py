@@ -8,7 +8,7 @@ import io
 import numpy
 from matplotlib.figure import Figure
 
-from experiment import write_atomically
+from storage import write_atomically
 
 COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
            "sky": "#56B4E9", "grey": "#6E6E6E"}

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import experiment
 import finetuning_report
+import storage
 import tables
 import train
 
@@ -44,6 +45,7 @@ FULL = {
     "ablate": Step("ablate", ("--against", "retrain"), "results/ablate"),
     "constructive": Step("constructive_counterfactuals", (), "results/constructive_counterfactuals"),
     "targeted": Step("targeted_finetuning", (), "results/targeted_finetuning"),
+    "bench": Step("bench", (), "results/bench"),
 }
 for k in range(1, 5):  # does part 2 depend on the one model?
     other, beside = f"runs/retrained/vae_seed{k}", "results/constructive_counterfactuals/other_models"
@@ -83,14 +85,12 @@ def published_step(folder):
 
 
 def records_of(step):
-    """The records that a step has left, those of its very options."""
+    """The records that a step has left, those of its very options (a record leaves out what cannot matter)."""
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
-    wanted = experiment.plain_options(options)
-    found = experiment.read_lines(Path(step.results) / experiment.Records.FILE)
-    if step.script == "train":  # its records hold the recipe in full, the command only what differs from it
-        run = wanted["run"] or train.RECIPES[wanted["model"]]["run"]
-        return [row for row in found if row["options"]["run"] == run and (Path(run) / "ckpt/best.pt").is_file()]
-    return [row for row in found if all(wanted.get(name) == value for name, value in row["options"].items())]
+    wanted = storage.plain_options(options)
+    found = storage.read_lines(Path(step.results) / storage.Records.FILE)
+    return [row for row in found
+            if all(row["options"].get(name, value) == value for name, value in wanted.items())]
 
 
 def carry_out(name, steps, again):
@@ -98,14 +98,27 @@ def carry_out(name, steps, again):
     step = steps[name]
     command = [sys.executable, f"{step.script}.py", *step.arguments]
     words = " ".join(["python", *command[1:]])
-    if not again and (records_of(step) or (step.needed_by and records_of(steps[step.needed_by]))):
-        print(f"{name}: already in {step.results} ({words})", file=sys.stderr)
+    # a training is always called: it alone knows whether its run is finished, and then it takes seconds
+    user = step if step.script != "train" else steps.get(step.needed_by)
+    if user and not again and records_of(user):
+        print(f"{name}: already in {user.results} ({words})", file=sys.stderr)
         return
+    if again:
+        (Path(step.results) / "partial.jsonl").unlink(missing_ok=True)
     print(f"{name}: {words}", file=sys.stderr)
     started = time.perf_counter()
     if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=experiment.ROOT).returncode:
         raise experiment.UserError(f"{words} failed; the steps before it are kept")
     print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def needed(step):
+    """The records of a step; raises UserError if it has none."""
+    found = records_of(step)
+    if not found:
+        raise experiment.UserError(f"{step.results} has no records of python {step.script}.py "
+                                   f"{' '.join(step.arguments)}: run it first")
+    return found
 
 
 # --- the one table -----------------------------------------------------------------------------------
@@ -114,9 +127,9 @@ def carry_out(name, steps, again):
 def summary(steps, setting):
     """One table over all parts, from the records of these steps."""
     rows = []
-    for part, lines in (("1", ablation_lines(records_of(steps["ablate"]))),
-                        ("2", construction_lines(records_of(steps["constructive"]))),
-                        ("3", finetuning_lines(records_of(steps["targeted"])))):
+    for part, lines in (("1", ablation_lines(needed(steps["ablate"]))),
+                        ("2", construction_lines(needed(steps["constructive"]))),
+                        ("3", finetuning_lines(needed(steps["targeted"])))):
         rows += [[part, *line] for line in lines]
     return f"Setting: {setting}\n\n" + tables.markdown(["part", "measured", "value", "samples"], rows)
 
@@ -159,8 +172,8 @@ def readme_blocks():
     import ablate
     import constructive_counterfactuals
 
-    ablation, construction, finetuning = (records_of(FULL[name]) for name in ("ablate", "constructive", "targeted"))
-    blocks = {
+    ablation, construction, finetuning = (needed(FULL[name]) for name in ("ablate", "constructive", "targeted"))
+    return {
         "part 1": ablate.table(ablation),
         "part 1 claims": ablate.claims(ablation),
         "part 2": constructive_counterfactuals.table(construction),
@@ -172,38 +185,41 @@ def readme_blocks():
         "part 3 scoring": finetuning_report.scoring_sentence(finetuning),
         "part 3 published": finetuning_report.published_table(finetuning, published_records()),
         "training": training_table(),
+        "speed": bench_table(),
     }
-    bench = experiment.read_lines("results/bench/metrics.jsonl")
-    return blocks | ({"speed": bench_table(bench)} if bench else {})
 
 
 def other_models():
-    """Part 2's records of the other trained models."""
-    return [row for name, step in FULL.items() if name.startswith("constructive ") for row in records_of(step)]
+    """Part 2's records of all trained models."""
+    return [row for name, step in FULL.items() if name.startswith("constructive") for row in needed(step)]
 
 
 def published_records():
-    """What part 3 measured from the published checkpoint; its records are committed."""
-    return experiment.read_lines(Path("results/targeted_finetuning/published_checkpoint") / experiment.Records.FILE)
+    """What part 3 last measured from the published checkpoint; its records are committed."""
+    rows = storage.read_lines(Path("results/targeted_finetuning/published_checkpoint") / storage.Records.FILE)
+    return [row for row in rows if row["options"] == rows[-1]["options"]]
 
 
 def training_table():
-    records = experiment.read_lines("results/train/metrics.jsonl")
+    runs = {train.RECIPES[model]["run"] for model in ("vae", "mnist_cnn")}
+    records = storage.read_lines("results/train/metrics.jsonl")
     rows = [[row["options"]["run"], row["split"], row["metric"], f"{row['value']:.5g}", row["n"], row["seed"]]
-            for row in records if not row["options"]["run"].startswith("runs/retrained")]
+            for row in records if row["options"]["run"] in runs]
     return tables.markdown(["run", "measured on", "what", "value", "n", "seed"], rows)
 
 
-def bench_table(records):
-    rows = [[row["arm"], row["options"]["baseline"], f"{row['value']:.2f}", row["n"], row["device"]]
-            for row in records if row["metric"] == "speedup"]
+def bench_table():
+    rows = [[row["arm"], row["options"]["baseline"], f"{row['value']:.1f}", row["n"], row["device"]]
+            for row in storage.read_lines("results/bench/metrics.jsonl") if row["metric"] == "speedup"]
     return tables.markdown(["what", "against", "times faster", "n", "device"], rows)
 
 
 def main(quick, only_tables, again, published):
     os.chdir(experiment.ROOT)
+    if quick and published:
+        raise experiment.UserError("--published belongs to the full setting: leave out --quick")
     steps = dict(FAST if quick else FULL)
-    if published and not quick:
+    if published:
         steps["published checkpoint"] = published_step(published)
     if not only_tables:
         for name in steps:

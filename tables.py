@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
-from experiment import UserError, write_atomically
+from experiment import UserError
+from storage import write_atomically
 
 
 class Mean(NamedTuple):
@@ -76,9 +77,17 @@ def verdict(difference):
     return "lower" if difference.mean < 0 else "higher"
 
 
-def holds(true, numbers):
-    """The end of a sentence on a published claim, with the numbers that decide it."""
-    return ("holds" if true else "does not hold") + f" ({numbers})."
+def judge(difference, claimed, numbers):
+    """The end of a sentence on a published claim, from the 95 % interval of the difference that decides it.
+
+    claimed: "lower" or "higher"; or "no higher", which a difference that cannot be told from 0 leaves standing.
+    """
+    found = verdict(difference)
+    if found == "not distinguishable":
+        words = "is not contradicted" if claimed == "no higher" else "is not decided"
+    else:
+        words = "holds" if found == claimed or (claimed, found) == ("no higher", "lower") else "does not hold"
+    return f"{words} ({numbers})."
 
 
 def markdown(header, rows):

@@ -11,7 +11,10 @@ many others. Writes RESULTS/fractions_512.png, fractions_2048.png and metrics.js
 
 import copy
 import functools
+import os
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -24,9 +27,9 @@ import datasets
 import experiment
 import finetuning_report as report
 import metrics
-import per_sample
+import selection
+import storage
 import train
-from ablate import error_gradients
 
 # --- what is finetuned, on what ---------------------------------------------------------------
 RUN: Path = Path("runs/vae_512_no0")  # a run folder of train.py
@@ -41,7 +44,7 @@ EPOCHS: experiment.Count = 5  # published; batches of one image, as published, s
 STRENGTH: experiment.Positive = 0.001  # of the reverse-ablation step; published
 FRACTION: experiment.Fraction = 0.56  # share of the new digits that is kept; published: 287 of 512
 COUNT: experiment.Count | None = None  # number that is kept, instead of a fraction
-THRESHOLD: float | None = None  # keep the scores below it, instead; published: 0.01
+THRESHOLD: experiment.Finite | None = None  # keep the scores below it, instead; published: 0.01
 CUMULATIVE: bool = False  # score as published: each step taken on top of the last, new noise, |change|
 
 # --- on how much it is measured -----------------------------------------------------------------------
@@ -53,63 +56,6 @@ INCEPTION: Literal["cached", "fetch", "off"] = "cached"  # Inception FID: if its
 WORKERS: experiment.Index = 0  # processes of one thread each; 0 is one a core
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 RESULTS: Path = Path("results/targeted_finetuning")  # where figures and records go
-
-
-# --- scoring and selecting -----------------------------------------------------------------------------
-
-
-class Scores(NamedTuple):
-    """What the arms choose by, each (N,): fall of the error by the sample's own step, error before, gradient norm."""
-
-    gain: torch.Tensor
-    error: torch.Tensor
-    gradient: torch.Tensor
-
-
-def score(model, images, strength):
-    """Scores of images (N, 1, 28, 28), each from the untouched model, at the latent mean; batched."""
-    before, after, gradient = per_sample.score(model, images, strength)
-    return Scores(before - after, before, gradient)
-
-
-def score_cumulatively(model, images, strength, stream):
-    """Scores in the published way, for comparison: they depend on the order of the images.
-
-    Each step starts from the model that the steps before have left, error and step see different latent noise, and a
-    rise of the error counts as much as a fall.
-    """
-    model = copy.deepcopy(model)
-    rows = []
-    for image in images.split(1):
-        before, _, after = (model.noise(1, stream) for _ in range(3))
-        error = model.squared_error(image, before).item()
-        grads = error_gradients(model, image, model.noise(1, stream))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter -= strength * grads[name].sign()
-            rows.append((abs(error - model.squared_error(image, after).item()), error, 0.0))
-    return Scores(*torch.tensor(rows).unbind(1))
-
-
-def how_many(gain, fraction, count=None, threshold=None):
-    """How many samples to keep: those that score below the threshold, or a count, or a fraction of them."""
-    n = len(gain)
-    kept = int((gain < threshold).sum()) if threshold is not None else count or round(fraction * n)
-    if not 1 <= kept <= n:
-        reason = f"no score is below {threshold}" if threshold is not None else f"{kept} of {n} samples"
-        raise experiment.UserError(f"the selection is empty or too large: {reason}; scores go from "
-                                   f"{float(gain.min()):.4f} to {float(gain.max()):.4f}")
-    return kept
-
-
-def choose(arm, scores, kept, stream):
-    """Positions (kept,) of the samples that an arm finetunes on."""
-    if arm == "full":
-        return torch.arange(len(scores.gain))
-    if arm == "random":
-        return torch.randperm(len(scores.gain), generator=stream)[:kept]
-    ranking = {"targeted": scores.gain, "easy": -scores.gain, "hard": -scores.error, "gradient": -scores.gradient}
-    return ranking[arm].cpu().argsort(stable=True)[:kept]
 
 
 # --- finetuning and measuring ------------------------------------------------------------------------------
@@ -126,6 +72,8 @@ def finetune(model, images, chosen, lr, epochs, seed):
             optimizer.zero_grad()
             model.squared_error(images[i : i + 1], noise[i : i + 1]).mean().backward()
             optimizer.step()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise experiment.UserError("finetuning diverged: the weights are not finite; a smaller --lr is worth a try")
     return model
 
 
@@ -134,10 +82,15 @@ class Lab:
 
     def __init__(self, run, checkpoint, classifier, digit, test, inception, device):
         self.device = torch.device(device)
-        self.model, _, _ = train.load_vae(run, checkpoint, self.device)
+        self.model, options, _ = train.load_vae(run, checkpoint, self.device)
+        if digit not in options["held_out"]:
+            raise experiment.UserError(f"--digit {digit}: this model was trained on it")
         new = datasets.mnist("train", self.device)
         self.new = new[datasets.of_class(new, digit)]
-        self.test = datasets.mnist("test", self.device)[:test]
+        self.test = datasets.mnist("test", self.device)
+        if test > len(self.test):
+            raise experiment.UserError(f"--test {test}: the test set has {len(self.test)} digits")
+        self.test = self.test[:test]
         mine = datasets.of_class(self.test, digit)
         self.splits = {"new digit": mine, "others": ~mine, "all": torch.ones_like(mine)}
         self.networks = {"": train.load_classifier(classifier, self.device)}
@@ -222,31 +175,37 @@ def scored(lab_options, size, seed, strength, cumulative):
     """(Scores, seconds they took) of a seed's new digits; kept for the arms that share them."""
     here = lab(*lab_options)
     images, started = here.digits(size, seed), time.perf_counter()
+    scores = selection.score(here.model, images, strength)
     if cumulative:
-        stream = experiment.generator(seed, "cumulative noise")
-        return score_cumulatively(here.model, images, strength, stream), time.perf_counter() - started
-    return score(here.model, images, strength), time.perf_counter() - started
+        noise = selection.noise_of_steps(here.model, size, experiment.generator(seed, "cumulative noise"))
+        scores = scores._replace(gain=selection.cumulative_gain(here.model, images, strength, noise))
+    experiment.synchronize(here.device)
+    return scores, time.perf_counter() - started
 
 
 def compare_scoring(here, size, seed, strength):
-    """Rows on how scores depend on the order of the samples: from the same model, and in the published way.
+    """Rows on how scores depend on the order of the samples: each from the same model, and in the published way.
 
-    rank_correlation: Spearman's, between the scores of the same samples in two orders. below_0.01: how many the
-    published threshold keeps.
+    rank_correlation: Spearman's, between the scores of the same samples with the same noise in two orders; noise: in
+    one order with two draws of the noise. within_0.01: how many change by less than the published threshold.
     """
-    images, rows = here.digits(size, seed), []
-    order = torch.randperm(size, generator=experiment.generator(seed, "second order"))
+    images, model = here.digits(size, seed), here.model
+    first = torch.arange(size)
+    second = torch.randperm(size, generator=experiment.generator(seed, "second order"))
+    noise, other = (selection.noise_of_steps(model, size, experiment.generator(seed, f"cumulative noise{again}"))
+                    for again in ("", "/again"))
+
+    def gain(way, order, noise):
+        found = (selection.score(model, images[order], strength).gain if way == "independent"
+                 else selection.cumulative_gain(model, images[order], strength, noise[order]))
+        return torch.empty(size).index_copy(0, order, found.cpu())
+
+    rows = []
     for way in ("independent", "cumulative"):
-        gains = []
-        for k, index in enumerate((torch.arange(size), order)):
-            stream = experiment.generator(seed, f"cumulative noise/{k}")
-            found = (score(here.model, images[index], strength) if way == "independent"
-                     else score_cumulatively(here.model, images[index], strength, stream))
-            gains.append(torch.empty(size).index_copy(0, index, found.gain.cpu()))
-        ranks = torch.stack(gains).argsort(1).argsort(1).double()
-        rows += [(way, "rank_correlation", float(torch.corrcoef(ranks)[0, 1]), size),
-                 (way, "below_0.01", int((gains[0] < 0.01).sum()), size)]
-    return rows
+        gains = gain(way, first, noise)
+        rows += [(way, "rank_correlation", selection.rank_correlation(gains, gain(way, second, noise)), size),
+                 (way, "within_0.01", int((gains.abs() < 0.01).sum()), size)]
+    return rows + [("cumulative", "noise", selection.rank_correlation(gains, gain("cumulative", first, other)), size)]
 
 
 def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr, epochs):
@@ -257,10 +216,12 @@ def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr,
     if job.arm == "scoring":
         return compare_scoring(here, job.size, job.seed, strength)
     scores, scoring = scored(lab_options, job.size, job.seed, strength, cumulative)
-    kept = how_many(scores.gain, job.fraction) if job.fraction else how_many(scores.gain, fraction, count, threshold)
-    chosen = choose(job.arm, scores, kept, experiment.generator(job.seed, f"random arm/{job.size}"))
+    rule = (job.fraction,) if job.fraction else (fraction, count, threshold)
+    kept = selection.how_many(scores.gain, *rule)
+    chosen = selection.choose(job.arm, scores, kept, experiment.generator(job.seed, f"random arm/{job.size}"))
     started = time.perf_counter()
     model = finetune(here.model, here.digits(job.size, job.seed), chosen, lr, epochs, job.seed)
+    experiment.synchronize(here.device)
     seconds = time.perf_counter() - started
     about = {"kept": len(chosen), "samples_seen": len(chosen) * epochs, "finetuning_seconds": seconds,
              "scoring_seconds": scoring}
@@ -270,7 +231,7 @@ def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr,
 
 def run_jobs(jobs, arguments, workers, device, records):
     """Measure the jobs that partial.jsonl does not hold yet, each saved there as it ends; fills `records`."""
-    partial = experiment.Records(records.path.parent, records.common["experiment"], records.common["options"], device)
+    partial = storage.Records(records.path.parent, records.common["experiment"], records.common["options"], device)
     partial.path = records.path.with_name("partial.jsonl")
     old = partial.earlier()
     there = {(row["arm"], row["seed"], *sorted(row["setting"].items())) for row in old}
@@ -283,7 +244,7 @@ def run_jobs(jobs, arguments, workers, device, records):
                 partial.add(job.arm, split, metric, value, n, job.seed, seconds, **job.setting)
             records.rows += partial.save()
             bar.update()
-    return partial.path
+    return partial
 
 
 def results_of(jobs, arguments, workers, device):
@@ -295,7 +256,7 @@ def results_of(jobs, arguments, workers, device):
         yield from (timed(job, arguments) for job in jobs)
         return
     context = torch.multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or torch.get_num_threads(), context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers or torch.get_num_threads(), context, start_worker) as pool:
         futures = [pool.submit(timed, job, arguments) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -303,6 +264,14 @@ def results_of(jobs, arguments, workers, device):
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def start_worker():
+    """One thread of arithmetic; Ctrl-C is the parent's to answer; without the parent, however it ended, no worker."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = torch.multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def timed(job, arguments):
@@ -315,6 +284,8 @@ def main(run, checkpoint, classifier, digit, sizes, lr, epochs, strength, fracti
     given = {name: value for name, value in locals().items() if name != "workers"}
     device = experiment.pick_device(device)
     lab_options = (run, checkpoint, classifier, digit, test, inception, str(device))
+    if not sizes:
+        raise experiment.UserError("--sizes names no size")
     here = lab(*lab_options)  # what is missing or damaged shows here, before any process starts
     if max(sizes) > len(here.new):
         raise experiment.UserError(f"--sizes {max(sizes)}: MNIST has {len(here.new)} training digits {digit}")
@@ -322,14 +293,14 @@ def main(run, checkpoint, classifier, digit, sizes, lr, epochs, strength, fracti
         raise experiment.UserError(f"--count {count}: there are only {min(sizes)} new digits to keep some of")
     if inception != "off" and here.line:
         print(here.line, file=sys.stderr)
-    records = experiment.Records(results, "targeted_finetuning", given, device)
+    records = storage.Records(results, "targeted_finetuning", given, device)
     arguments = {"lab_options": lab_options, "strength": strength, "cumulative": cumulative, "fraction": fraction,
                  "count": count, "threshold": threshold, "lr": lr, "epochs": epochs}
     partial = run_jobs(plan(seeds, sizes, sweep, sweep_seeds), arguments, workers, device, records)
-    records.save()
-    partial.unlink(missing_ok=True)
     for size in sizes:
         report.draw(records.rows, size, results / f"fractions_{size}.png")
+    records.save()
+    partial.forget()
     print(report.table(records.rows))
 
 

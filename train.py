@@ -1,7 +1,7 @@
 """Train any model of architecture.py or classifiers.py into a run folder, from which the other scripts load it.
 
-    python train.py                        # the VAE of parts 1-3: 512 digits without zeros; 30 s on 2 cores
-    python train.py --model mnist_cnn      # the classifier whose features measure Fréchet distances; 5 min
+    python train.py                        # the VAE of parts 1-3: 512 digits without zeros; 45 s on 2 cores
+    python train.py --model mnist_cnn      # the classifier whose features measure Fréchet distances; 4 min
     python train.py --seed 1 --run runs/vae_512_no0_seed1
 
 Writes runs/NAME/: options.json, log.jsonl (a line an epoch), tensorboard/ and ckpt/{best,last}.pt. best.pt is the
@@ -22,6 +22,7 @@ import classifiers
 import datasets
 import experiment
 import metrics
+import storage
 
 # --- what is trained ----------------------------------------------------------------------
 MODEL: str = "vae"  # a name of architecture.MODELS or classifiers.MODELS
@@ -111,15 +112,17 @@ def load_vae(run, checkpoint, device):
     checkpoint: another file to take instead of the run's best.pt, or None; a bare state dict counts as a model of
     the default recipe, trained for all its epochs.
     """
-    state = experiment.load_checkpoint(checkpoint or Path(run) / "ckpt/best.pt")
+    state = storage.load_checkpoint(checkpoint or Path(run) / "ckpt/best.pt")
     model = architecture.restore(state).to(device)
     options = state.get("options", {"model": "vae", "data": "mnist", "seed": 0} | RECIPES["vae"])
+    if not isinstance(options, dict) or not {"n", "held_out", "seed", "epochs"} <= options.keys():
+        raise experiment.UserError("this checkpoint does not say which digits it was trained on; train.py's do")
     return model, options, state.get("epoch", options["epochs"])
 
 
 def load_classifier(run, device):
     """The classifier in a run folder, in evaluation mode."""
-    return classifiers.restore(experiment.load_checkpoint(Path(run) / "ckpt/best.pt")).to(device)
+    return classifiers.restore(storage.load_checkpoint(Path(run) / "ckpt/best.pt")).to(device)
 
 
 # --- learning -------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ def learn_epoch(model, optimizer, digits, batch, seed, epoch, omit=None):
             optimizer.step()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach().sum()
-    return _finite({name: float(total) / len(digits) for name, total in totals.items()}, epoch)
+    return _finite({name: float(total) / (len(digits) - (omit is not None)) for name, total in totals.items()}, epoch)
 
 
 def _finite(terms, epoch):
@@ -197,15 +200,17 @@ class Run:
         self.optimizer = adam(self.model, options["lr"])
         self.epoch, self.best = 0, None  # best: {"validation", "epoch", "model"} of the best epoch so far
         if self.folder.last.exists():
-            state = experiment.load_checkpoint(self.folder.last)
-            experiment.load_weights(self.model, state["model"])
+            state = storage.load_checkpoint(self.folder.last)
+            if not {"model", "optimizer", "epoch", "best"} <= state.keys():
+                raise experiment.UserError(f"{self.folder.last} is nothing to go on from: delete it to start over")
+            storage.load_weights(self.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.best = state["epoch"], state["best"]
         self.log = self.folder.open_log(keep=self.epoch)
 
     def note(self, line):
         """Add an epoch's line to the log and keep its weights if they are the best so far."""
-        self.log.write(experiment.json_line(line))
+        self.log.write(storage.json_line(line))
         if self.best is None or line["validation"] < self.best["validation"]:
             weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
             self.best = {"validation": line["validation"], "epoch": line["epoch"], "model": weights}
@@ -214,8 +219,8 @@ class Run:
     def save(self):
         """Write last.pt, from which training goes on, and best.pt, which the other scripts load."""
         about = {"architecture": self.made, "options": self.options}
-        experiment.save_checkpoint(self.folder.best, about | self.best)
-        experiment.save_checkpoint(self.folder.last, about | {
+        storage.save_checkpoint(self.folder.best, about | self.best)
+        storage.save_checkpoint(self.folder.last, about | {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch, "best": self.best,
         })  # fmt: skip
@@ -223,30 +228,31 @@ class Run:
 
 def train(path, options, device, checkpoint_every):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
-    with experiment.RunFolder(path, options) as folder:
+    with storage.RunFolder(path, options) as folder:
         trained = not folder.finished()
         if trained:
+            sets = datasets.training_split(tuple(options["held_out"]), options["n"], options["n_validation"],
+                                           options["seed"], device)  # fmt: skip
             run = Run(folder, options, device)
             with tqdm(total=options["epochs"], initial=run.epoch, desc=str(path), unit="epoch", disable=None) as bar:
-                for line in go_on(run, device, checkpoint_every):
+                for line in go_on(run, *sets, checkpoint_every):
                     bar.set_postfix(validation=f"{line['validation']:.4g}", best=f"{run.best['validation']:.4g}")
                     bar.update()
-        return experiment.load_checkpoint(folder.best), trained
+        return storage.load_checkpoint(folder.best), trained
 
 
-def go_on(run, device, checkpoint_every):
+def go_on(run, digits, validation, checkpoint_every):
     """The epochs that a run still lacks; yields the log line of each, which is written by then."""
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes two seconds
 
     o = run.options
-    digits, validation = datasets.training_split(tuple(o["held_out"]), o["n"], o["n_validation"], o["seed"], device)
     board = SummaryWriter(run.folder.path / "tensorboard", purge_step=run.epoch + 1)
     for epoch in range(run.epoch + 1, o["epochs"] + 1):
         started = time.perf_counter()
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(o["lr"], o["schedule"], epoch - 1, o["epochs"])
         terms = learn_epoch(run.model, run.optimizer, digits, o["batch"], o["seed"], epoch)
-        checked = validate(run.model, validation)
+        checked = _finite(validate(run.model, validation), epoch)
         line = {"epoch": epoch} | terms | {f"validation_{name}": value for name, value in checked.items()}
         line |= {"validation": sum(checked.values()), "seconds": time.perf_counter() - started}
         run.note(line)
@@ -257,16 +263,18 @@ def go_on(run, device, checkpoint_every):
             run.save()
         yield line
     board.close()
-    run.log.write(experiment.json_line({"event": "finished", "best_epoch": run.best["epoch"]}))
+    if not run.folder.best.is_file():
+        run.save()
+    run.log.write(storage.json_line({"event": "finished", "best_epoch": run.best["epoch"]}))
 
 
-def measure(path, best, options, device, results):
-    """Record the finished run, once: validation loss, test error on digits it has and has not seen, seconds."""
-    records = experiment.Records(results, "train", options | {"run": path}, device)
-    if records.earlier():
+def measure(path, best, trained, options, device, results):
+    """Record the finished run, once for each training: its validation loss, its seconds, its errors on the test set."""
+    records = storage.Records(results, "train", options | {"run": path}, device)
+    if records.earlier() and not trained:
         return
     test = datasets.mnist("test", device)
-    lines = [line for line in experiment.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
+    lines = [line for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
     model, kind = options["model"], (architecture if options["model"] in architecture.MODELS else classifiers)
     net = kind.restore(best).to(device)
     records.add(model, "validation", "loss", best["validation"], options["n_validation"], options["seed"])
@@ -295,7 +303,7 @@ def main(model, data, seed, device, run, checkpoint_every, results, **given):
     options = {"model": model, "data": data, "seed": seed} | {k: v for k, v in options.items() if k != "run"}
     device = experiment.pick_device(device)
     best, trained = train(run, options, device, checkpoint_every)
-    measure(run, best, options, device, results)
+    measure(run, best, trained, options, device, results)
     print(f"{run}: best of {options['epochs']} epochs is {best['epoch']}, validation loss {best['validation']:.4f}"
           + ("" if trained else " (reused)"))
 

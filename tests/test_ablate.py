@@ -8,6 +8,7 @@ import torch
 import ablate
 import datasets
 import experiment
+import storage
 import train
 from experiment import UserError
 
@@ -103,7 +104,7 @@ def small_run(tmp_path_factory):
 def test_retraining_without_leaving_anything_out_is_the_run_itself(small_run):
     digits, _ = datasets.training_split((0,), 32, 0, 3)
     again = ablate.retrain(OPTIONS, digits, None, 2, torch.device("cpu"))
-    last = experiment.load_checkpoint(small_run / "ckpt/last.pt")["model"]
+    last = storage.load_checkpoint(small_run / "ckpt/last.pt")["model"]
     assert all(torch.equal(value, last[name]) for name, value in again.state_dict().items())
 
 
@@ -123,7 +124,7 @@ def test_the_script_measures_every_split_and_arm(small_run, tmp_path, call):
                           "--sweep-samples", 2, "--against", "retrain", "--retrained", 1)  # fmt: skip
     assert (code, err) == (0, "")
     assert "ablated to retrained" in out
-    rows = experiment.read_lines(tmp_path / "metrics.jsonl")
+    rows = storage.read_lines(tmp_path / "metrics.jsonl")
     loss = [row for row in rows if row["metric"] == "vae_loss" and "sample" in row["setting"]]
     assert len(loss) == 3 * 3 * (3 + 3) + 3 * 3 * 2 * 2  # arms x splits x samples: main, published, two fractions
     assert all(row["value"] > 0 for row in loss)
@@ -142,7 +143,7 @@ def test_samples_do_not_leak_into_each_other(small_run, tmp_path, call):
     for count in (2, 3):
         folder = tmp_path / str(count)
         call("ablate", "--run", small_run, "--results", folder, "--samples", count, "--sweep", "--sweep-samples", 1)
-        found = experiment.read_lines(folder / "metrics.jsonl")
+        found = storage.read_lines(folder / "metrics.jsonl")
         rows.append({(r["arm"], r["split"], r["metric"], str(r["setting"])): r["value"] for r in found})
     assert rows[0].items() <= rows[1].items()
     assert len(rows[0]) < len(rows[1])
@@ -155,5 +156,5 @@ def test_on_a_gpu_as_on_the_cpu(small_run, tmp_path, call):
     for device in ("cpu", "cuda"):
         folder = tmp_path / device
         call("ablate", "--run", small_run, "--results", folder, "--samples", 2, "--sweep", "--device", device)
-        values.append([row["value"] for row in experiment.read_lines(folder / "metrics.jsonl")])
+        values.append([row["value"] for row in storage.read_lines(folder / "metrics.jsonl")])
     assert values[0] == pytest.approx(values[1], rel=1e-3)

@@ -10,6 +10,7 @@ import architecture
 import datasets
 import experiment
 import metrics
+import storage
 from experiment import UserError
 
 # names and shapes of the published checkpoint's tensors
@@ -123,7 +124,7 @@ def test_restoring_refuses_what_does_not_fit(model):
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published checkpoints are not here")
 def test_the_published_checkpoint_loads_and_gives_its_published_errors(test_digits):
-    model = architecture.restore(experiment.load_checkpoint(PUBLISHED / "vae/vae_l5_linear_512_no0.pt"))
+    model = architecture.restore(storage.load_checkpoint(PUBLISHED / "vae/vae_l5_linear_512_no0.pt"))
     zeros = datasets.of_class(test_digits, 0)
     eps = model.noise(len(test_digits), experiment.generator(0, "evaluation noise"))
     mean, sampled = metrics.squared_errors(model, test_digits.images), metrics.squared_errors(

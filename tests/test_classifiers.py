@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import classifiers
 import experiment
 import metrics
+import storage
 import train
 from experiment import UserError
 
@@ -31,5 +32,5 @@ def test_the_committed_classifier_is_as_good_as_asked(test_digits):
     net = train.load_classifier("runs/mnist_cnn", "cpu")
     right = metrics.accuracy(net, test_digits)
     assert right >= 0.992
-    recorded = [row for row in experiment.read_lines("results/train/metrics.jsonl") if row["metric"] == "accuracy"]
+    recorded = [row for row in storage.read_lines("results/train/metrics.jsonl") if row["metric"] == "accuracy"]
     assert recorded[0]["value"] == pytest.approx(right, abs=2e-4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import shell
 
-import experiment
+import storage
 
 VAE, CNN = "runs/vae_512_no0/ckpt/best.pt", "runs/mnist_cnn/ckpt/best.pt"
 MISTAKES = [
@@ -28,6 +28,15 @@ MISTAKES = [
     ("ablate", "--checkpoint README.md", "README.md"),
     ("ablate", f"--checkpoint {CNN}", "no generative model is called 'mnist_cnn'"),
     ("ablate", "--samples 513", "only 512 training samples"),
+    ("ablate", f"--checkpoint {VAE} --against retrain", "leave out --checkpoint"),
+    ("constructive_counterfactuals", "--digit 5", "this model was trained on it; it has never seen 0"),
+    ("constructive_counterfactuals", "--strength", "--strength names no strength"),
+    ("constructive_counterfactuals", "--several 2 2", "--several names something twice"),
+    ("targeted_finetuning", "--digit 5", "this model was trained on it"),
+    ("targeted_finetuning", "--sizes", "--sizes names no size"),
+    ("targeted_finetuning", "--threshold nan", "--threshold must be a finite number"),
+    ("targeted_finetuning", "--test 10001", "the test set has 10000 digits"),
+    ("reproduce", "--quick --published x", "leave out --quick"),
     ("ablate", "--against nobody", "--against must be one of random, retrain"),
     ("constructive_counterfactuals", "--strength inf", "--strength must be a finite number above 0"),
     ("constructive_counterfactuals", "--strength nan", "--strength must be a finite number above 0"),
@@ -87,9 +96,9 @@ def test_a_damaged_run_is_one_line(tmp_path, call, damage):
     if damage == "truncated":
         (tmp_path / "run/ckpt/best.pt").write_bytes(data[:-100_000])
     else:
-        state = experiment.load_checkpoint(VAE)
+        state = storage.load_checkpoint(VAE)
         state["architecture"] = {"name": "linear_vae", "settings": {}}
-        experiment.save_checkpoint(tmp_path / "run/ckpt/best.pt", state)
+        storage.save_checkpoint(tmp_path / "run/ckpt/best.pt", state)
     code, _, err = call("ablate", "--run", tmp_path / "run", "--results", tmp_path / "results")
     assert code == 2
     assert err.count("\n") == 1

@@ -12,9 +12,11 @@ from conftest import ROOT, shell
 
 FLOORS = [
     {"experiment"},
+    {"storage"},
     {"datasets", "architecture", "classifiers", "metrics", "figures", "tables", "per_sample"},
     {"train"},
     {"ablate", "finetuning_report"},
+    {"selection"},
     {"constructive_counterfactuals", "targeted_finetuning", "bench"},
     {"reproduce"},
 ]

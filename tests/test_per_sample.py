@@ -9,6 +9,7 @@ import architecture
 import bench
 import experiment
 import per_sample
+import storage
 import train
 from experiment import UserError
 
@@ -92,6 +93,6 @@ def test_layers_that_cannot_be_stepped_are_refused(images):
 def test_scoring_is_four_times_as_fast_as_the_loop(call, tmp_path):
     code, _, _ = call("bench", "--results", tmp_path)
     assert code == 0
-    rows = {(row["arm"], row["metric"]): row["value"] for row in experiment.read_lines(tmp_path / "metrics.jsonl")}
+    rows = {(row["arm"], row["metric"]): row["value"] for row in storage.read_lines(tmp_path / "metrics.jsonl")}
     assert rows["scoring", "speedup"] >= 4
     assert rows["scoring", "difference"] < 1e-5

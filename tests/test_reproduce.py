@@ -9,6 +9,7 @@ from conftest import ROOT
 
 import experiment
 import reproduce
+import storage
 import tables
 from experiment import UserError
 
@@ -36,7 +37,7 @@ def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
     import ablate
 
     options = experiment.parse_options(ablate, ["--seed", "1", "--results", str(tmp_path)])
-    records = experiment.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
+    records = storage.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
     records.add("a", "b", "mse", 1.0, 1, 0)
     records.save()
     step = reproduce.Step("ablate", ("--seed", "1", "--results", str(tmp_path)), str(tmp_path))
@@ -49,7 +50,7 @@ def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path
     with pytest.raises(UserError, match=r"python ablate.py --run nosuch .* failed"):
         reproduce.carry_out("x", {"x": step}, again=False)
     options = experiment.parse_options(importlib.import_module("ablate"), step.arguments)
-    records = experiment.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
+    records = storage.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
     records.add("a", "b", "mse", 1.0, 1, 0)
     records.save()
     reproduce.carry_out("x", {"x": step}, again=False)
@@ -59,11 +60,11 @@ def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path
 def test_a_training_is_done_unless_its_run_is_there_or_nobody_needs_it(tmp_path, capsys):
     run, results = str(tmp_path / "run"), str(tmp_path / "results")
     training = reproduce.Step("train", ("--run", run, "--results", results), results)
-    records = experiment.Records(results, "train", {"run": run}, experiment.pick_device("cpu"))
+    records = storage.Records(results, "train", {"run": run}, experiment.pick_device("cpu"))
     records.add("vae", "validation", "loss", 1.0, 1, 0)
     records.save()
     assert not reproduce.records_of(training)  # a record alone is no checkpoint
-    experiment.save_checkpoint(tmp_path / "run/ckpt/best.pt", {"epoch": 1})
+    storage.save_checkpoint(tmp_path / "run/ckpt/best.pt", {"epoch": 1})
     assert len(reproduce.records_of(training)) == 1
     (tmp_path / "run/ckpt/best.pt").unlink()
     steps = {"vae": training._replace(needed_by="user"), "user": reproduce.FULL["ablate"]}

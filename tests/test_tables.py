@@ -57,6 +57,15 @@ def test_verdicts(values, words):
     assert tables.verdict(tables.mean_of(values)) == words
 
 
+@pytest.mark.parametrize(("values", "claimed", "words"), [
+    ([1.0, 1.1], "higher", "holds"), ([1.0, 1.1], "lower", "does not hold"), ([1.0, 1.1], "no higher", "does not hold"),
+    ([-1.0, -1.1], "lower", "holds"), ([-1.0, -1.1], "no higher", "holds"), ([-1.0, 1.0], "lower", "is not decided"),
+    ([-1.0, 1.0], "no higher", "is not contradicted"), ([1.0], "higher", "is not decided"),
+])  # fmt: skip
+def test_claims_are_judged_by_the_interval(values, claimed, words):
+    assert tables.judge(tables.mean_of(values), claimed, "x") == f"{words} (x)."
+
+
 def test_markdown_golden():
     assert tables.markdown(["arm", "x"], [["a", 1], ["b", "2 ± 1"]]) == (
         "| arm | x |\n| --- | ---: |\n| a | 1 |\n| b | 2 ± 1 |")

@@ -14,6 +14,7 @@ import architecture
 import classifiers
 import datasets
 import experiment
+import storage
 import train
 from experiment import UserError
 
@@ -38,13 +39,13 @@ def same(a, b):
 
 
 def timeless(path):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in experiment.read_lines(path / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in storage.read_lines(path / "log.jsonl")]
 
 
 def test_a_run_writes_what_it_promises(tmp_path):
     best, trained = train.train(tmp_path / "run", SMALL, CPU, 1)
     assert trained
-    lines = experiment.read_lines(tmp_path / "run/log.jsonl")
+    lines = storage.read_lines(tmp_path / "run/log.jsonl")
     assert [line.get("epoch") for line in lines] == [1, 2, 3, None]
     assert lines[-1]["event"] == "finished"
     assert lines[2]["bce"] < lines[0]["bce"]
@@ -107,9 +108,33 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     monkeypatch.setattr(train, "learn_epoch", lambda *a, **k: (train_epoch.__setitem__(0, a[5]), learn(*a, **k))[1])
     with pytest.raises(UserError, match=r"kl became nan in epoch 3; the last good checkpoint is kept"):
         train.train(tmp_path / "run", SMALL, CPU, 1)
-    state = experiment.load_checkpoint(tmp_path / "run/ckpt/last.pt")
+    state = storage.load_checkpoint(tmp_path / "run/ckpt/last.pt")
     assert state["epoch"] == 2
     assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_mistake_in_a_new_run_folder_does_not_spoil_it(tmp_path):
+    with pytest.raises(UserError, match="digits asked for"):
+        train.train(tmp_path / "run", SMALL | {"n": 60_000}, CPU, 1)
+    assert train.train(tmp_path / "run", SMALL, CPU, 1)[1]
+
+
+def test_a_finished_run_that_lost_its_best_checkpoint_gets_it_back(tmp_path):
+    first, _ = train.train(tmp_path / "run", SMALL, CPU, 1)
+    (tmp_path / "run/ckpt/best.pt").unlink()
+    again, _ = train.train(tmp_path / "run", SMALL, CPU, 1)
+    assert same(first, again)
+
+
+@pytest.mark.parametrize("state", [
+    {"architecture": "resnet50", "model": {}}, {"model": "vae"},
+    {"architecture": {"name": "vae", "settings": {}}, "model": []},
+    {"architecture": {"name": "vae"}, "model": {}}, {"options": {}},
+])  # fmt: skip
+def test_checkpoints_of_other_projects_are_user_errors(tmp_path, model, state):
+    storage.save_checkpoint(tmp_path / "x.pt", {"model": model.state_dict()} | state)
+    with pytest.raises(UserError):
+        train.load_vae(tmp_path, tmp_path / "x.pt", CPU)
 
 
 def test_learning_rates():
@@ -134,13 +159,13 @@ def test_a_classifier_learns_and_dropout_is_seeded(tmp_path):
     first, _ = train.train(tmp_path / "a", options, CPU, 1)
     second, _ = train.train(tmp_path / "b", options, CPU, 1)
     assert same(first["model"], second["model"])
-    lines = experiment.read_lines(tmp_path / "a/log.jsonl")
+    lines = storage.read_lines(tmp_path / "a/log.jsonl")
     assert lines[2]["validation"] < 0.75 * lines[0]["validation"]
     assert isinstance(train.load_classifier(tmp_path / "a", CPU), classifiers.MnistCNN)
 
 
 def test_a_checkpoint_of_a_bare_state_dict_is_the_default_recipe_s(tmp_path, model):
-    experiment.save_checkpoint(tmp_path / "bare.pt", model.state_dict())
+    storage.save_checkpoint(tmp_path / "bare.pt", model.state_dict())
     _, options, epochs = train.load_vae(tmp_path, tmp_path / "bare.pt", CPU)
     assert (options["n"], options["held_out"], epochs) == (512, (0,), 100)
 
@@ -165,7 +190,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     assert kills >= 1
     assert shell(*KILLED, "--run", killed, "--results", tmp_path / "r").returncode == 0
     for name in ("best.pt", "last.pt"):
-        assert same(*(experiment.load_checkpoint(folder / "ckpt" / name) for folder in (whole, killed))), name
+        assert same(*(storage.load_checkpoint(folder / "ckpt" / name) for folder in (whole, killed))), name
     assert timeless(whole) == timeless(killed)
     assert len(timeless(whole)) == 15
 
@@ -176,7 +201,7 @@ def test_the_committed_vae_is_what_the_command_gives(tmp_path):
     done = shell("train.py", "--run", tmp_path / "vae", "--results", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     fresh, committed = (
-        {(row["split"], row["metric"]): row["value"] for row in experiment.read_lines(path) if row["arm"] == "vae"}
+        {(row["split"], row["metric"]): row["value"] for row in storage.read_lines(path) if row["arm"] == "vae"}
         for path in (tmp_path / "r/metrics.jsonl", ROOT / "results/train/metrics.jsonl"))
     for key in (("validation", "loss"), ("held-out digits", "mse"), ("other digits", "mse")):
         assert fresh[key] == pytest.approx(committed[key], rel=0.05), key
