@@ -57,19 +57,31 @@ def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path
     assert "already in" in capsys.readouterr().err
 
 
-def test_a_training_is_done_unless_its_run_is_there_or_nobody_needs_it(tmp_path, capsys):
-    run, results = str(tmp_path / "run"), str(tmp_path / "results")
-    training = reproduce.Step("train", ("--run", run, "--results", results), results)
-    records = storage.Records(results, "train", {"run": run}, experiment.pick_device("cpu"))
-    records.add("vae", "validation", "loss", 1.0, 1, 0)
+def test_a_training_is_always_called_unless_nobody_needs_it_any_more(tmp_path, capsys, monkeypatch):
+    called = []
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda command, **_: called.append(command[1]) or Done)
+    training = reproduce.Step("train", ("--results", str(tmp_path)), str(tmp_path), "user")
+    user = reproduce.Step("ablate", ("--results", str(tmp_path)), str(tmp_path))
+    reproduce.carry_out("vae", {"vae": training, "user": user}, again=False)
+    assert called == ["train.py"]
+    options = experiment.parse_options(importlib.import_module("ablate"), user.arguments)
+    records = storage.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
+    records.add("a", "b", "mse", 1.0, 1, 0)
     records.save()
-    assert not reproduce.records_of(training)  # a record alone is no checkpoint
-    storage.save_checkpoint(tmp_path / "run/ckpt/best.pt", {"epoch": 1})
-    assert len(reproduce.records_of(training)) == 1
-    (tmp_path / "run/ckpt/best.pt").unlink()
-    steps = {"vae": training._replace(needed_by="user"), "user": reproduce.FULL["ablate"]}
-    reproduce.carry_out("vae", steps, again=False)
+    reproduce.carry_out("vae", {"vae": training, "user": user}, again=False)
+    assert called == ["train.py"]
     assert "already in" in capsys.readouterr().err
+    reproduce.carry_out("vae", {"vae": training._replace(needed_by=None)}, again=False)
+    assert called == ["train.py", "train.py"]
+
+
+class Done:
+    returncode = 0
+
+
+def test_missing_records_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no records of python ablate.py --seed 9"):
+        reproduce.needed(reproduce.Step("ablate", ("--seed", "9"), str(tmp_path)))
 
 
 def test_the_readme_is_what_the_records_say():
