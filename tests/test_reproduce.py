@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import types
 
 import pytest
 from conftest import ROOT
@@ -59,7 +60,8 @@ def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path
 
 def test_a_training_is_always_called_unless_nobody_needs_it_any_more(tmp_path, capsys, monkeypatch):
     called = []
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda command, **_: called.append(command[1]) or Done)
+    fake = types.SimpleNamespace(DEVNULL=None, run=lambda command, **_: called.append(command[1]) or Done)
+    monkeypatch.setattr(reproduce, "subprocess", fake)
     training = reproduce.Step("train", ("--results", str(tmp_path)), str(tmp_path), "user")
     user = reproduce.Step("ablate", ("--results", str(tmp_path)), str(tmp_path))
     reproduce.carry_out("vae", {"vae": training, "user": user}, again=False)
