@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -261,6 +262,9 @@ def results_of(jobs, arguments, workers, device):
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool:
+            raise experiment.UserError("a worker process was killed, perhaps for memory; the same command goes on, "
+                                       "with fewer --workers if need be") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -158,6 +158,8 @@ def learn_epoch(model, optimizer, digits, batch, seed, epoch, omit=None):
     with dropout:
         for index in order.split(batch):
             index = (index if omit is None else index[index != omit]).to(device)
+            if not len(index):  # a batch of the one digit that is left out
+                continue
             optimizer.zero_grad()
             terms = task.terms(model, digits[index], draws[index])
             task.reduce(sum(terms.values())).backward()
