@@ -144,7 +144,7 @@ def measure(model, digits, chosen, rule, seed, records, before, **setting):
     """Record, for each chosen sample, how many parameters it marks and the loss on every split before and after.
 
     The arms are ablation and zeroing as many parameters at random; every sample starts from the untouched model.
-    Raises UserError if no sample marks a parameter.
+    Returns how many parameters all the samples marked.
     """
     total = 0
     for index in tqdm(chosen, desc=f"ablating {setting or ''}", unit="sample", disable=None):
@@ -160,8 +160,7 @@ def measure(model, digits, chosen, rule, seed, records, before, **setting):
         total += marked
         everything = sum(mask.numel() for mask in masks.values())
         records.add("ablated", "parameters", "marked", marked, everything, seed, sample=index, **setting)
-    if not total:
-        raise experiment.UserError(f"no sample has a |gradient| as large as {rule['threshold']:g}: lower --threshold")
+    return total
 
 
 # --- against retraining ---------------------------------------------------------------------------
@@ -338,7 +337,8 @@ def main(run, checkpoint, fraction, count, threshold, samples, published, sweep,
         raise experiment.UserError("--against retrain repeats the run's own training: leave out --checkpoint")
     records = storage.Records(results, "ablate", given, device)
     before = metrics.vae_losses(model, digits.images)
-    measure(model, digits, order[:samples], rule, seed, records, before)
+    if not measure(model, digits, order[:samples], rule, seed, records, before):
+        raise experiment.UserError(f"no sample has a |gradient| as large as {threshold:g}: lower --threshold")
     if published:
         rule_then = {"threshold": published, "may_be_none": True}
         measure(model, digits, order[:samples], rule_then, seed, records, before, threshold=published)
