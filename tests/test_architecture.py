@@ -102,7 +102,7 @@ def test_both_reach_their_data(images):
             loss = sum(model.loss(images).values()).mean()
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         assert losses[-1] < 0.45 * losses[0], name
 
 

@@ -154,7 +154,7 @@ def test_distortion_is_the_identity_at_zero_and_moves_by_pixels(images):
 
 def test_a_classifier_learns_and_dropout_is_seeded(tmp_path):
     options = {"model": "mnist_cnn", "data": "mnist", "seed": 0} | train.RECIPES["mnist_cnn"]
-    options |= {"n": 600, "n_validation": 200, "epochs": 3, "batch": 50}
+    options |= {"n": 1500, "n_validation": 200, "epochs": 3, "batch": 20}
     options.pop("run")
     first, _ = train.train(tmp_path / "a", options, CPU, 1)
     second, _ = train.train(tmp_path / "b", options, CPU, 1)
