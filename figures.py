@@ -67,8 +67,8 @@ def curves(path, panels, title, columns=3):
         for label, colour, x, y, half in panel["lines"]:
             x, y = numpy.asarray(x, float), numpy.asarray(y, float)
             axes.plot(x, y, "o-", color=COLOURS[colour], label=label, markersize=3.5, linewidth=1.5)
-            if half is not None:
-                half = numpy.nan_to_num(numpy.asarray(half, float))
+            if half is not None:  # a point of one seed has no interval, and no band
+                half = numpy.asarray(half, float)
                 axes.fill_between(x, y - half, y + half, color=COLOURS[colour], alpha=0.18, linewidth=0)
         if panel.get("zero"):
             axes.axhline(0, color=INK, linewidth=0.8)

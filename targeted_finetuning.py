@@ -301,7 +301,7 @@ def main(run, checkpoint, classifier, digit, sizes, lr, epochs, strength, fracti
     arguments = {"lab_options": lab_options, "strength": strength, "cumulative": cumulative, "fraction": fraction,
                  "count": count, "threshold": threshold, "lr": lr, "epochs": epochs}
     partial = run_jobs(plan(seeds, sizes, sweep, sweep_seeds), arguments, workers, device, records)
-    for size in sizes:
+    for size in sizes if sweep else ():
         report.draw(records.rows, size, results / f"fractions_{size}.png")
     records.save()
     partial.forget()
