@@ -1,6 +1,6 @@
 """Teach a VAE a digit it has never seen, in one step from one sample (README, part 2).
 
-    python constructive_counterfactuals.py                    # 15 min on 2 cores
+    python constructive_counterfactuals.py                    # 12 min on 2 cores
     python constructive_counterfactuals.py --anchors 5 --seeds 1 --sweep-anchors 1 --results results/quick/mine   # 20 s
     python constructive_counterfactuals.py --strength 0.0005 --results results/quick/mine
 

@@ -1,6 +1,6 @@
 """Does reverse ablation find the samples worth finetuning on? (README, part 3)
 
-    python targeted_finetuning.py                              # 40 min on 2 cores; goes on where it was killed
+    python targeted_finetuning.py                              # 45 min on 2 cores; goes on where it was killed
     python targeted_finetuning.py --seeds 2 --sizes 512 --sweep 0.1 0.5 --results results/quick/mine     # 3 min
     python targeted_finetuning.py --sweep --threshold 0.01     # keep by threshold, as published; or --count 287
 
