@@ -253,9 +253,7 @@ def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, se
     given = dict(locals())
     device = experiment.pick_device(device)
     model, options, _ = train.load_vae(run, checkpoint, device)
-    if digit not in options["held_out"]:
-        raise experiment.UserError(f"--digit {digit}: this model was trained on it; it has never seen "
-                                   f"{', '.join(map(str, options['held_out'])) or 'none less'}")
+    train.refuse_known(options, digit)
     if not strength:
         raise experiment.UserError("--strength names no strength")
     bench = Bench(model, datasets.mnist("test", device), digit, others)

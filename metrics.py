@@ -23,6 +23,11 @@ def per_image(function, images, eps=None, batch=BATCH):
     return torch.cat([function(x, e) for x, e in zip(chunks, noise, strict=True)])
 
 
+def mean_squares(made, truth):
+    """Mean squared difference of each pair of images, (N,)."""
+    return (made - truth).square().flatten(1).mean(1)
+
+
 def squared_errors(model, images, eps=None):
     """Mean squared error of each reconstruction, (N,), with the latent mean or with the given latent noise."""
     return per_image(model.squared_error, images, eps)
@@ -38,7 +43,7 @@ def errors(model, images, eps=None):
 
     def both(x, e):
         terms, logits = model.loss_and_logits(x, e)
-        return torch.stack([(torch.sigmoid(logits) - x).square().flatten(1).mean(1), sum(terms.values())], 1)
+        return torch.stack([mean_squares(torch.sigmoid(logits), x), sum(terms.values())], 1)
 
     return dict(zip(("mse", "vae_loss"), per_image(both, images, eps).unbind(1), strict=True))
 

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import ablate
+import constructive_counterfactuals
 import experiment
 import finetuning_report
 import storage
@@ -135,8 +137,6 @@ def summary(steps, setting):
 
 
 def ablation_lines(records):
-    import ablate
-
     main = [row for row in records if row["setting"].keys() == {"sample"}]
     n = f"{records[0]['options']['samples']} ablated samples"
     return [[f"VAE loss on the {split}, change by ablating ({arm} parameters)",
@@ -169,9 +169,6 @@ def finetuning_lines(records):
 
 def readme_blocks():
     """{name of a generated block: its content}, from the committed records."""
-    import ablate
-    import constructive_counterfactuals
-
     ablation, construction, finetuning = (needed(FULL[name]) for name in ("ablate", "constructive", "targeted"))
     return {
         "part 1": ablate.table(ablation),

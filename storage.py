@@ -227,8 +227,8 @@ class Records:
     FILE = "metrics.jsonl"
     IDENTITY = ("experiment", "arm", "split", "metric", "seed", "setting", "options")
 
-    def __init__(self, folder, experiment, options, device):
-        self.path = Path(folder) / self.FILE
+    def __init__(self, folder, experiment, options, device, file=FILE):
+        self.path = Path(folder) / file
         write_atomically(self.path.with_name(".probe"), "")  # fails now, not after an hour of measuring
         self.path.with_name(".probe").unlink()
         self.common = {"experiment": experiment, "options": plain_options(options)}

@@ -84,8 +84,7 @@ class Lab:
     def __init__(self, run, checkpoint, classifier, digit, test, inception, device):
         self.device = torch.device(device)
         self.model, options, _ = train.load_vae(run, checkpoint, self.device)
-        if digit not in options["held_out"]:
-            raise experiment.UserError(f"--digit {digit}: this model was trained on it")
+        train.refuse_known(options, digit)
         new = datasets.mnist("train", self.device)
         self.new = new[datasets.of_class(new, digit)]
         self.test = datasets.mnist("test", self.device)
@@ -114,7 +113,7 @@ class Lab:
         noise = model.noise(len(self.test), experiment.generator(seed, "evaluation noise"))
         sampled = metrics.per_image(model.reconstruct, self.test.images, noise)
         errors = {"mse": metrics.squared_errors(model, self.test.images),
-                  "mse_sampled": (sampled - self.test.images).square().flatten(1).mean(1)}
+                  "mse_sampled": metrics.mean_squares(sampled, self.test.images)}
         rows = [(split, metric, float(values[part].cpu().double().mean()), int(part.sum()))
                 for metric, values in errors.items() for split, part in self.splits.items()]
         for name, network in self.networks.items():
@@ -232,8 +231,8 @@ def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr,
 
 def run_jobs(jobs, arguments, workers, device, records):
     """Measure the jobs that partial.jsonl does not hold yet, each saved there as it ends; fills `records`."""
-    partial = storage.Records(records.path.parent, records.common["experiment"], records.common["options"], device)
-    partial.path = records.path.with_name("partial.jsonl")
+    partial = storage.Records(records.path.parent, records.common["experiment"], records.common["options"], device,
+                              file="partial.jsonl")
     old = partial.earlier()
     there = {(row["arm"], row["seed"], *sorted(row["setting"].items())) for row in old}
     todo = [job for job in jobs if (job.arm, job.seed, *sorted(job.setting.items())) not in there]

@@ -120,6 +120,13 @@ def load_vae(run, checkpoint, device):
     return model, options, state.get("epoch", options["epochs"])
 
 
+def refuse_known(options, digit):
+    """Raise UserError if a model trained with these options has seen the digit."""
+    if digit not in options["held_out"]:
+        raise experiment.UserError(f"--digit {digit}: this model was trained on it; it has never seen "
+                                   f"{', '.join(map(str, options['held_out'])) or 'a digit less'}")
+
+
 def load_classifier(run, device):
     """The classifier in a run folder, in evaluation mode."""
     return classifiers.restore(storage.load_checkpoint(Path(run) / "ckpt/best.pt")).to(device)
@@ -128,14 +135,15 @@ def load_classifier(run, device):
 # --- learning -------------------------------------------------------------------------------
 
 
+def home_of(name):
+    """The module that makes and restores the model of this name."""
+    return architecture if name in architecture.MODELS else classifiers
+
+
 def build(name, seed, device):
     """(model, its entry for a checkpoint), initialised from the seed's own stream."""
-    home = architecture if name in architecture.MODELS else classifiers
-    if name not in home.MODELS:
-        names = ", ".join([*architecture.MODELS, *classifiers.MODELS])
-        raise experiment.UserError(f"no model is called {name!r}; there are {names}")
     with experiment.seeded(seed, "initialisation"):
-        return home.build(name).to(device), {"name": name, "settings": {}}
+        return home_of(name).build(name).to(device), {"name": name, "settings": {}}
 
 
 def adam(model, lr):
@@ -277,11 +285,11 @@ def measure(path, best, trained, options, device, results):
         return
     test = datasets.mnist("test", device)
     lines = [line for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
-    model, kind = options["model"], (architecture if options["model"] in architecture.MODELS else classifiers)
-    net = kind.restore(best).to(device)
+    model, home = options["model"], home_of(options["model"])
+    net = home.restore(best).to(device)
     records.add(model, "validation", "loss", best["validation"], options["n_validation"], options["seed"])
     records.add(model, "train", "seconds", sum(line["seconds"] for line in lines), options["n"], options["seed"])
-    if kind is classifiers:
+    if home is classifiers:
         records.add(model, "test", "accuracy", metrics.accuracy(net, test), len(test), options["seed"])
         records.save()
         return
