@@ -5,13 +5,19 @@
     sample(n, stream)   n images from the prior, drawn from a torch.Generator
     loss(x, ...)        {name: (B,)}: the terms of the training loss, one number an image; the loss is their sum
 
+The autoencoders are here, the flows in flows.py, the GANs in gans.py; GANs encode by optimisation.
 `build(name, **settings)` makes a model, `restore(state)` one from a checkpoint of train.py or from a bare state dict.
 """
+
+import itertools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import flows
+import gans
 from experiment import UserError
 from storage import load_weights, model_in
 
@@ -129,9 +135,48 @@ class LinearVAE(VAE):
         )
 
 
+class ImageVAE(VAE):
+    """Convolutional VAE for square images (C, H, W) of any size, with a Gaussian likelihood of fixed deviation.
+
+    deviation: of a pixel around its decoded value, in units of the grey scale [0, 1]. A smaller one asks for sharper
+    reconstructions; the CelebA VAE of Diffeomorphic Counterfactuals weighs its KL in the same spirit.
+    """
+
+    FEATURES = 128
+
+    def __init__(self, shape=(3, 64, 64), latent=128, width=24, deviation=0.1):
+        super().__init__(latent)
+        self.SHAPE, self.deviation = tuple(shape), deviation
+        channels, side, halvings = shape[0], shape[1], 0
+        while side % 2 == 0 and side > 8:
+            side, halvings = side // 2, halvings + 1
+        if shape[1] != shape[2] or side > 8:
+            raise UserError(f"an ImageVAE takes squares that halve down to 8 or less, not {shape[1]} x {shape[2]}")
+        widths = [width] + [2 * width] * (halvings - 1)  # from fine to coarse
+        down, up = [], []
+        for a, b in itertools.pairwise([channels, *widths]):
+            down += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.ReLU()]
+        for a, b in itertools.pairwise([*widths[::-1], width]):
+            up += [nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), nn.ReLU()]
+        size = widths[-1] * side * side
+        self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(size, self.FEATURES), nn.ReLU())
+        self.decoder_input = nn.Linear(latent, size)
+        self.unflatten = nn.Unflatten(1, (widths[-1], side, side))
+        self.decoder = nn.Sequential(nn.ReLU(), *up, nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+
+    def loss_and_logits(self, x, eps=None):
+        """Negative ELBO in nats: Gaussian log-likelihood summed over pixels, and the KL; with the pixel logits."""
+        logits, mu, logvar = self(x, eps)
+        squares = ((torch.sigmoid(logits) - x) / self.deviation).square().flatten(1)
+        constant = math.log(2 * math.pi * self.deviation**2)
+        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+        return {"gaussian": 0.5 * (squares + constant).sum(1), "kl": kl}, logits
+
+
 # --- making and restoring -------------------------------------------------------------------
 
-MODELS = {"vae": ConvVAE, "linear_vae": LinearVAE}
+MODELS = {"vae": ConvVAE, "linear_vae": LinearVAE, "image_vae": ImageVAE, "realnvp": flows.RealNVP,
+          "glow": flows.Glow, "dcgan": gans.DCGAN, "progressive_gan": gans.ProgressiveGAN}  # fmt: skip
 
 
 def build(name, **settings):

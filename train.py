@@ -12,96 +12,41 @@ killed goes on from last.pt and ends with the same bytes: every draw comes from 
 import math
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import architecture
+import catalogue
 import classifiers
 import datasets
 import experiment
 import metrics
+import recipes
 import storage
+import tasks
 
 # --- what is trained ----------------------------------------------------------------------
 MODEL: str = "vae"  # a name of architecture.MODELS or classifiers.MODELS
-DATA: str = "mnist"  # the data set; only mnist so far
+DATA: str = "mnist"  # a name of catalogue.SETS
+ATTRIBUTE: str | None = None  # CelebA's attribute or CheXpert's finding; by default Blond_Hair, Cardiomegaly
+UNCERTAIN: Literal["ignore", "zeros", "ones"] | None = None  # CheXpert's uncertain labels; by default left out
 SEED: experiment.Index = 0  # names the streams of split, initialisation, order, noise
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 RUN: Path | None = None  # run folder; by default the recipe's
-CHECKPOINT_EVERY: experiment.Count = 10  # epochs between writes of last.pt; what a kill can cost
+CHECKPOINT_EVERY: experiment.Count | None = None  # epochs between writes of last.pt; by default one in 30 s
 RESULTS: Path = Path("results/train")  # where the record of a finished training goes
 
-# --- by default, those of the model's recipe below ------------------------------------------
-N: experiment.Count | None = None  # training digits
+# --- by default, those of the recipe (recipes.py) --------------------------------------------
+N: experiment.Count | None = None  # training images
 HELD_OUT: tuple[experiment.Digit, ...] | None = None  # digits that are never shown
-N_VALIDATION: experiment.Count | None = None  # digits of the training set kept for model selection
-EPOCHS: experiment.Count | None = None  # passes over the training digits
+N_VALIDATION: experiment.Count | None = None  # images of the training set kept for model selection
+EPOCHS: experiment.Count | None = None  # passes over the training images
 BATCH: experiment.Count | None = None  # images a step
 LR: experiment.Positive | None = None  # Adam's learning rate at the start
 
-VAE_RECIPE = {
-    "n": 512, "held_out": (0,), "epochs": 100, "batch": 64, "lr": 1e-3,  # all published
-    "n_validation": 1024,  # published: the test set, which we do not touch
-    "schedule": "constant",
-}  # fmt: skip
-RECIPES = {
-    "vae": VAE_RECIPE | {"run": "runs/vae_512_no0"},
-    "linear_vae": VAE_RECIPE | {"run": "runs/linear_vae_512_no0"},
-    "mnist_cnn": {
-        "n": 55_000, "held_out": (), "n_validation": 5_000, "epochs": 12, "batch": 128, "lr": 2e-3,
-        "schedule": "cosine", "run": "runs/mnist_cnn",
-    },
-}  # fmt: skip
-
-
-# --- the two kinds of task: what is drawn for each image and epoch, and what is minimised -----
-
-
-class Reconstruction:
-    """Negative ELBO, summed over the batch; the latent noise of an image is drawn once an epoch."""
-
-    @staticmethod
-    def draws(model, n, stream):
-        return torch.randn(n, model.latent, generator=stream)
-
-    @staticmethod
-    def terms(model, digits, eps):
-        return model.loss(digits.images, eps)
-
-    reduce = staticmethod(torch.sum)  # as published; Adam hardly minds
-
-
-class Classification:
-    """Cross-entropy, averaged over the batch, on digits that are turned, scaled and moved a little."""
-
-    TURN, ZOOM, MOVE = math.radians(10), 0.1, 2 / 14  # at most: 10 degrees, 10 %, 2 pixels
-
-    @staticmethod
-    def draws(model, n, stream):
-        return torch.rand(n, 4, generator=stream) * 2 - 1
-
-    @classmethod
-    def terms(cls, model, digits, draws):
-        images = digits.images if draws is None else cls.distort(digits.images, draws)
-        return model.loss(images, digits.labels)
-
-    @classmethod
-    def distort(cls, images, draws):
-        """Images under the affine maps that draws (B, 4) in [-1, 1] stand for: turn, zoom, move x, move y."""
-        turn, zoom = draws[:, 0] * cls.TURN, 1 + draws[:, 1] * cls.ZOOM
-        cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
-        move = draws[:, 2:] * cls.MOVE
-        maps = torch.stack([cos, -sin, move[:, 0], sin, cos, move[:, 1]], 1).view(-1, 2, 3)
-        return F.grid_sample(images, F.affine_grid(maps, images.shape, align_corners=False), align_corners=False)
-
-    reduce = staticmethod(torch.mean)
-
-
-def task_of(model):
-    return Reconstruction if isinstance(model, architecture.VAE) else Classification
-
+SAVE_AFTER = 30  # seconds that a kill may cost, or one epoch if that takes longer
 
 # --- taking up what was trained ---------------------------------------------------------------
 
@@ -114,7 +59,9 @@ def load_vae(run, checkpoint, device):
     """
     state = storage.load_checkpoint(checkpoint or Path(run) / "ckpt/best.pt")
     model = architecture.restore(state).to(device)
-    options = state.get("options", {"model": "vae", "data": "mnist", "seed": 0} | RECIPES["vae"])
+    if not isinstance(model, architecture.VAE):
+        raise experiment.UserError(f"{checkpoint or run} holds a {state['architecture']['name']}, and a VAE is needed")
+    options = state.get("options", {"model": "vae", "data": "mnist", "seed": 0} | recipes.for_pair("vae", "mnist"))
     if not isinstance(options, dict) or not {"n", "held_out", "seed", "epochs"} <= options.keys():
         raise experiment.UserError("this checkpoint does not say which digits it was trained on; train.py's do")
     return model, options, state.get("epoch", options["epochs"])
@@ -140,23 +87,24 @@ def home_of(name):
     return architecture if name in architecture.MODELS else classifiers
 
 
-def build(name, seed, device):
+def build(name, seed, device, settings=None):
     """(model, its entry for a checkpoint), initialised from the seed's own stream."""
+    settings = settings or {}
     with experiment.seeded(seed, "initialisation"):
-        return home_of(name).build(name).to(device), {"name": name, "settings": {}}
+        return home_of(name).build(name, **settings).to(device), {"name": name, "settings": settings}
 
 
 def adam(model, lr):
-    return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=lr, betas=getattr(model, "BETAS", (0.9, 0.999)), fused=True)
 
 
-def learn_epoch(model, optimizer, digits, batch, seed, epoch, omit=None):
+def learn_epoch(model, optimizer, digits, batch, seed, epoch, omit=None, clip=None):
     """One pass over the digits; returns {term: mean over the digits}. Raises UserError on a non-finite loss.
 
     omit: position of one digit that is left out while everything random stays as it was (its batch is smaller by
-    one): the training that would have taken place without it.
+    one): the training that would have taken place without it. clip: the longest gradient let through, or None.
     """
-    task = task_of(model)
+    task = tasks.of(model)
     device = digits.images.device
     order = torch.randperm(len(digits), generator=experiment.generator(seed, f"order/{epoch}"))
     draws = task.draws(model, len(digits), experiment.generator(seed, f"noise/{epoch}")).to(device)
@@ -168,10 +116,7 @@ def learn_epoch(model, optimizer, digits, batch, seed, epoch, omit=None):
             index = (index if omit is None else index[index != omit]).to(device)
             if not len(index):  # a batch of the one digit that is left out
                 continue
-            optimizer.zero_grad()
-            terms = task.terms(model, digits[index], draws[index])
-            task.reduce(sum(terms.values())).backward()
-            optimizer.step()
+            terms = task.step(model, optimizer, digits[index], draws[index], clip)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach().sum()
     return _finite({name: float(total) / (len(digits) - (omit is not None)) for name, total in totals.items()}, epoch)
@@ -185,15 +130,10 @@ def _finite(terms, epoch):
     return terms
 
 
-@torch.no_grad()
-def validate(model, digits, batch=1000):
-    """{term: mean over the digits}, without noise, distortion or dropout."""
+def validate(model, digits):
+    """{term: mean over the digits}, in evaluation mode: without distortion or dropout."""
     model.eval()
-    totals = {}
-    for start in range(0, len(digits), batch):
-        for name, value in task_of(model).terms(model, digits[start : start + batch], None).items():
-            totals[name] = totals.get(name, 0) + value.sum().cpu().double()
-    return {name: float(total) / len(digits) for name, total in totals.items()}
+    return tasks.of(model).validate(model, digits)
 
 
 def learning_rate(lr, schedule, epoch, epochs):
@@ -206,7 +146,7 @@ class Run:
 
     def __init__(self, folder, options, device):
         self.folder, self.options = folder, options
-        self.model, self.made = build(options["model"], options["seed"], device)
+        self.model, self.made = build(options["model"], options["seed"], device, options.get("settings"))
         self.optimizer = adam(self.model, options["lr"])
         self.epoch, self.best = 0, None  # best: {"validation", "epoch", "model"} of the best epoch so far
         if self.folder.last.exists():
@@ -236,13 +176,18 @@ class Run:
         })  # fmt: skip
 
 
+def which(options):
+    """The part of a run's options that chooses among the labels of its data set."""
+    return {name: options[name] for name in ("attribute", "uncertain") if name in options}
+
+
 def train(path, options, device, checkpoint_every):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
     with storage.RunFolder(path, options) as folder:
         trained = not folder.finished()
         if trained:
-            sets = datasets.training_split(tuple(options["held_out"]), options["n"], options["n_validation"],
-                                           options["seed"], device)  # fmt: skip
+            sets = catalogue.split(options["data"], options["n"], options["n_validation"], options["seed"], device,
+                                   tuple(options["held_out"]), **which(options))  # fmt: skip
             run = Run(folder, options, device)
             with tqdm(total=options["epochs"], initial=run.epoch, desc=str(path), unit="epoch", disable=None) as bar:
                 for line in go_on(run, *sets, checkpoint_every):
@@ -257,20 +202,24 @@ def go_on(run, digits, validation, checkpoint_every):
 
     o = run.options
     board = SummaryWriter(run.folder.path / "tensorboard", purge_step=run.epoch + 1)
+    saved = time.perf_counter()
     for epoch in range(run.epoch + 1, o["epochs"] + 1):
         started = time.perf_counter()
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(o["lr"], o["schedule"], epoch - 1, o["epochs"])
-        terms = learn_epoch(run.model, run.optimizer, digits, o["batch"], o["seed"], epoch)
+        tasks.of(run.model).begin(run.model, (epoch - 1) / o["epochs"])
+        terms = learn_epoch(run.model, run.optimizer, digits, o["batch"], o["seed"], epoch, clip=o.get("clip"))
         checked = _finite(validate(run.model, validation), epoch)
         line = {"epoch": epoch} | terms | {f"validation_{name}": value for name, value in checked.items()}
         line |= {"validation": sum(checked.values()), "seconds": time.perf_counter() - started}
         run.note(line)
         for name, value in line.items():
             board.add_scalar(name, value, epoch)
-        if epoch % checkpoint_every == 0 or epoch == o["epochs"]:
+        due = epoch % checkpoint_every == 0 if checkpoint_every else time.perf_counter() - saved > SAVE_AFTER
+        if due or epoch == o["epochs"]:
             board.flush()
             run.save()
+            saved = time.perf_counter()
         yield line
     board.close()
     if not run.folder.best.is_file():
@@ -283,34 +232,45 @@ def measure(path, best, trained, options, device, results):
     records = storage.Records(results, "train", options | {"run": path}, device)
     if records.earlier() and not trained:
         return
-    test = datasets.mnist("test", device)
+    test = catalogue.load(options["data"], "test", device, **which(options))
     lines = [line for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
-    model, home = options["model"], home_of(options["model"])
-    net = home.restore(best).to(device)
-    records.add(model, "validation", "loss", best["validation"], options["n_validation"], options["seed"])
-    records.add(model, "train", "seconds", sum(line["seconds"] for line in lines), options["n"], options["seed"])
-    if home is classifiers:
-        records.add(model, "test", "accuracy", metrics.accuracy(net, test), len(test), options["seed"])
-        records.save()
-        return
+    model, seed = options["model"], options["seed"]
+    net = home_of(model).restore(best).to(device)
+    records.add(model, "validation", "loss", best["validation"], options["n_validation"], seed)
+    records.add(model, "train", "seconds", sum(line["seconds"] for line in lines), options["n"], seed)
+    found = held_out_errors(net, test, options) if options["held_out"] else tasks.of(net).measure(net, test, seed)
+    for split, metric, value, n in found:
+        records.add(model, split, metric, value, n, seed)
+    records.save()
+
+
+def held_out_errors(net, test, options):
+    """(split, metric, value, n): squared errors of a VAE on the digits it has never seen and on the others."""
     unseen = datasets.of_class(test, *options["held_out"])
     noise = net.noise(len(test), experiment.generator(options["seed"], "evaluation noise"))
     for metric, eps in (("mse", None), ("mse_sampled", noise)):
         errors = metrics.squared_errors(net, test.images, eps)
         for split, part in (("held-out digits", unseen), ("other digits", ~unseen)):
-            if part.any():
-                records.add(model, split, metric, float(errors[part].mean()), int(part.sum()), options["seed"])
-    records.save()
+            yield split, metric, float(errors[part].mean()), int(part.sum())
 
 
-def main(model, data, seed, device, run, checkpoint_every, results, **given):
-    if model not in RECIPES:
-        raise experiment.UserError(f"no model is called {model!r}; there are {', '.join(RECIPES)}")
-    if data != "mnist":
-        raise experiment.UserError(f"no data set is called {data!r}; there is mnist")
-    options = RECIPES[model] | {name: value for name, value in given.items() if value is not None}
-    run = run or Path(options["run"])
-    options = {"model": model, "data": data, "seed": seed} | {k: v for k, v in options.items() if k != "run"}
+def options_of(model, data, seed, attribute, uncertain, given):
+    """The options of a run: the pair's recipe, overridden by what is given and not None."""
+    options = recipes.for_pair(model, data) | {name: value for name, value in given.items() if value is not None}
+    chosen = {"attribute": attribute or catalogue.find(data).default, "uncertain": uncertain}
+    options = {"model": model, "data": data, "seed": seed} | options | {k: v for k, v in chosen.items() if v}
+    if options["held_out"] and (data != "mnist" or not model.endswith("vae")):
+        raise experiment.UserError(f"--held-out is for VAEs on mnist, not for {model} on {data}")
+    if uncertain and data != "chexpert":
+        raise experiment.UserError(f"{data} has no uncertain labels; leave out --uncertain")
+    if attribute and not catalogue.find(data).default:
+        raise experiment.UserError(f"{data} has no attributes to choose from; leave out --attribute")
+    return options
+
+
+def main(model, data, attribute, uncertain, seed, device, run, checkpoint_every, results, **given):
+    options = options_of(model, data, seed, attribute, uncertain, given)
+    run = run or Path(recipes.run_of(model, data))
     device = experiment.pick_device(device)
     best, trained = train(run, options, device, checkpoint_every)
     measure(run, best, trained, options, device, results)
