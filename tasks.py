@@ -21,6 +21,7 @@ import flows
 import gans
 import metrics
 from catalogue import unit
+from datasets import Digits
 
 
 class Task:
@@ -195,7 +196,7 @@ class Supervised(Task):
 
     @classmethod
     def measure(cls, model, test, seed):
-        yield "test", "accuracy", metrics.accuracy(model, test._replace(images=unit(test.images))), len(test)
+        yield "test", "accuracy", metrics.accuracy(model, Digits(unit(test.images), test.labels)), len(test)
 
 
 class Classification(Supervised):
