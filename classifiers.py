@@ -119,8 +119,8 @@ class CountingUNet(nn.Module):
         both = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(),
                                           nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
         widths = (width, 3 * width, 6 * width)
-        self.down = nn.ModuleList(both(a, b) for a, b in zip((shape[0], *widths), widths, strict=False))
-        self.up = nn.ModuleList(both(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.down = nn.ModuleList(both(a, b) for a, b in itertools.pairwise((shape[0], *widths)))
+        self.up = nn.ModuleList(both(a + b, b) for a, b in itertools.pairwise(widths[::-1]))
         self.head = nn.Conv2d(width, 1, 1)
 
     def forward(self, x):

@@ -7,6 +7,7 @@ import io
 
 import numpy
 from matplotlib.figure import Figure
+from PIL import Image
 
 from storage import write_atomically
 
@@ -22,11 +23,12 @@ def save(figure, path):
     write_atomically(path, buffer.getvalue())
 
 
-def image_grid(path, rows, columns, labels, captions, title):
+def image_grid(path, rows, columns, labels, captions, title, heat=()):
     """Images in a grid: `rows` is a list of lists of (1 or 3, H, W) tensors in [0, 1].
 
     columns: a heading for each column; labels: a text for each row, on its left; captions: a list of lists of texts
-    (or "") under the images. Greyscale is drawn dark on light ink, as digits are written.
+    (or "") under the images. Greyscale is drawn dark on light ink, as digits are written. heat: the (row, column) of
+    heat maps, (1, H, W) tensors from 0 up, drawn from white over orange to dark red at 1.
     """
     high, wide = len(rows), len(columns)
     width, height = 1.35 + 1.15 * wide, 0.75 + 1.38 * high
@@ -37,7 +39,8 @@ def image_grid(path, rows, columns, labels, captions, title):
             place = ((1.3 + 1.15 * j) / width, 1 - (0.62 + 1.38 * i + 1.05) / height, 1.05 / width, 1.05 / height)
             axes = figure.add_axes(place)
             pixels = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-            axes.imshow(pixels.squeeze(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            colours = "YlOrRd" if (i, j) in heat else "gray_r"
+            axes.imshow(pixels.squeeze(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set(color="#BBBBBB", linewidth=0.6)
@@ -46,6 +49,40 @@ def image_grid(path, rows, columns, labels, captions, title):
                 axes.set_title(columns[j], pad=4, **STYLE)
             if j == 0:
                 axes.text(-0.1, 0.5, labels[i], transform=axes.transAxes, ha="right", va="center", **STYLE)
+    save(figure, path)
+
+
+def change_map(images, others):
+    """Where images (B, C, H, W) differ: (B, 1, H, W), the sum over channels of the absolute change (published)."""
+    return (images - others).abs().sum(1, keepdim=True)
+
+
+def animation(path, frames, side=280, milliseconds=80):
+    """A GIF of frames (T, C, H, W) in [0, 1], enlarged to `side` pixels, that rests on its last frame."""
+    pixels = (frames.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    if pixels.shape[3] == 1:
+        pixels = 255 - pixels.repeat(3, 3)  # dark ink, as in the figures
+    pictures = [Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST) for frame in pixels]
+    rests = [milliseconds] * (len(pictures) - 1) + [1500]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, format="gif", save_all=True, append_images=pictures[1:], duration=rests, loop=0)
+    write_atomically(path, buffer.getvalue())
+
+
+def boxes(path, panels, title, y_label):
+    """Box plots side by side: panels is a list of (label, colour name, values)."""
+    figure = Figure(figsize=(0.8 + 1.5 * len(panels), 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
+    axes = figure.subplots()
+    drawn = axes.boxplot([values for _, _, values in panels], widths=0.5, patch_artist=True,
+                         tick_labels=[label for label, _, _ in panels])
+    for box, median, (_, colour, _) in zip(drawn["boxes"], drawn["medians"], panels, strict=True):
+        box.set(facecolor=COLOURS[colour], alpha=0.6)
+        median.set(color=INK)
+    axes.set_ylabel(y_label, **STYLE)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(alpha=0.25, linewidth=0.6, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
 

@@ -22,21 +22,21 @@ MODELS = {
     "image_vae": COMMON | {"epochs": 10, "lr": 1e-3, "batch": 128},
     "realnvp": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
     "glow": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
-    "dcgan": COMMON | {"epochs": 4, "lr": 2e-4, "schedule": "constant"},
+    "dcgan": COMMON | {"epochs": 3, "lr": 2e-4, "schedule": "constant"},
     "progressive_gan": COMMON | {"epochs": 6, "lr": 1e-3, "schedule": "constant"},
     "mnist_cnn": {"n": 55_000, "held_out": (), "n_validation": 5_000, "epochs": 12, "batch": 128, "lr": 2e-3,
                   "schedule": "cosine"},
     "attribute_cnn": COMMON | {"epochs": 4, "lr": 1e-3, "batch": 128},
     "residual_cnn": COMMON | {"epochs": 2, "lr": 2e-3, "batch": 128},
-    "counting_unet": COMMON | {"epochs": 10, "lr": 2e-3, "batch": 32},
-    "class_autoencoders": COMMON | {"epochs": 15, "lr": 1e-3, "batch": 128},
+    "counting_unet": COMMON | {"epochs": 5, "lr": 2e-3, "batch": 32},
+    "class_autoencoders": COMMON | {"epochs": 8, "lr": 1e-3, "batch": 128},
 }  # fmt: skip
 
 SMALL_GLOW = {"levels": 2, "steps": 6, "hidden": 64, "margin": 1e-3}  # for digits of 28 pixels
 PAIRS = {
-    ("realnvp", "mnist"): {"settings": {"hidden": 32, "blocks": 1, "couplings": 4, "margin": 1e-4}, "epochs": 5},
+    ("realnvp", "mnist"): {"settings": {"hidden": 32, "blocks": 1, "couplings": 4, "margin": 1e-4}, "epochs": 4},
     ("glow", "mnist"): {"settings": SMALL_GLOW, "epochs": 3},
-    ("glow", "strokes"): {"settings": SMALL_GLOW, "epochs": 3},
+    ("glow", "strokes"): {"settings": SMALL_GLOW, "epochs": 2},
     ("glow", "crowds"): {"settings": {"levels": 3, "steps": 4, "hidden": 48, "margin": 1e-3}, "batch": 32, "epochs": 4},
     # published: 4 levels of 32 steps, additive couplings, 512 channels: for a GPU
     ("glow", "celeba"): {"settings": {"levels": 4, "steps": 32, "hidden": 512, "affine": False}, "lr": 1e-4,
@@ -48,9 +48,10 @@ PAIRS = {
     ("counting_unet", "mall"): {"n_validation": 100, "batch": 16, "epochs": 100},
     ("residual_cnn", "mall"): {"n_validation": 100, "batch": 16, "epochs": 100},
     ("image_vae", "mnist"): {"settings": {"latent": 10}},  # published: z of 10
-    ("image_vae", "strokes"): {"settings": {"latent": 10}},
+    ("image_vae", "strokes"): {"settings": {"latent": 10}, "epochs": 6},
     ("residual_cnn", "crowds"): {"epochs": 12},
-    ("progressive_gan", "strokes"): {"settings": {"width": 32}, "n": 15_000},
+    ("progressive_gan", "strokes"): {"settings": {"width": 32}, "n": 10_000},
+    ("image_vae", "crowds"): {"epochs": 4},
 }  # fmt: skip
 
 NUMBER = {"mnist": 59_000, "strokes": 45_000, "crowds": 9_000}  # training images; of other sets all but validation's

@@ -86,8 +86,8 @@ class Outcome(NamedTuple):
 
 def joined(outcomes):
     """One Outcome of several, in order."""
-    parts = list(zip(*outcomes, strict=True))
-    return Outcome(sum(parts[0], []), *(torch.cat(part) for part in parts[1:]))
+    status = [word for outcome in outcomes for word in outcome.status]
+    return Outcome(status, *(torch.cat(part) for part in list(zip(*outcomes, strict=True))[1:]))
 
 
 class _Active:

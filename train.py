@@ -79,6 +79,24 @@ def load_classifier(run, device):
     return classifiers.restore(storage.load_checkpoint(Path(run) / "ckpt/best.pt")).to(device)
 
 
+def load(run, model, data, device):
+    """(model in evaluation mode, options it was trained with) of a run folder, which must hold `model` of `data`.
+
+    Raises UserError that names what is there and what is wanted, if that differs.
+    """
+    path = Path(run) / "ckpt/best.pt"
+    if not path.is_file():
+        raise experiment.UserError(f"no checkpoint at {path}; python train.py --model {model} --data {data} makes one")
+    state = storage.load_checkpoint(path)
+    options = state.get("options")
+    if not isinstance(options, dict) or not {"model", "data"} <= options.keys():
+        raise experiment.UserError(f"{path} does not say which model of which data set it holds; train.py's do")
+    if (options["model"], options["data"]) != (model, data):
+        raise experiment.UserError(f"{run} holds {options['model']} trained on {options['data']}, and {model} trained "
+                                   f"on {data} is needed")
+    return home_of(model).restore(state).to(device), options
+
+
 # --- learning -------------------------------------------------------------------------------
 
 
