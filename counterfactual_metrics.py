@@ -11,7 +11,6 @@ features (counterfactual FID): not in those of the Inception network, so it comp
 
 import torch
 
-import metrics
 from experiment import UserError
 
 BATCH = 250

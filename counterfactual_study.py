@@ -215,4 +215,5 @@ def table(rows, arms):
         return "" if value is None else f"{value:.3g}" + ("" if half is None else f" ± {half:.2g}")
 
     n = rows[0]["n"]
-    return tables.markdown([f"mean over {n} images", *arms], [[name, *(cell(arm, name) for arm in arms)] for name in names])
+    body = [[name, *(cell(arm, name) for arm in arms)] for name in names]
+    return tables.markdown([f"mean over {n} images", *arms], body)

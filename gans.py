@@ -104,7 +104,7 @@ class GAN(nn.Module):
     def _approach(self, z, x, steps, lr, good):
         """(best latents, their mean squared errors) met in `steps` steps of Adam from z, row by row."""
         with torch.enable_grad():
-            z = z.clone().requires_grad_()
+            z = z.clone(memory_format=torch.contiguous_format).requires_grad_()
             optimizer = torch.optim.Adam([z], lr, fused=True)
             best, lowest = z.detach().clone(), torch.full((len(z),), math.inf, device=z.device)
             for step in range(steps + 1):  # the last latent is tried too
@@ -114,7 +114,7 @@ class GAN(nn.Module):
                 best = torch.where(better.unsqueeze(1), z.detach(), best)
                 if step == steps or bool((lowest < good).all()):
                     return best, lowest
-                (z.grad,) = torch.autograd.grad(errors.sum(), z)
+                z.grad = torch.autograd.grad(errors.sum(), z)[0].contiguous()  # the fused Adam ignores strides
                 optimizer.step()
 
 

@@ -46,7 +46,8 @@ class Coupling(nn.Module):
     def __init__(self, mask):
         super().__init__()
         self.register_buffer("mask", mask)
-        self.net = nn.Sequential(nn.Linear(3, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 6))
+        self.net = nn.Sequential(nn.Linear(3, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(),
+                                 nn.Linear(WIDTH, 6))  # fmt: skip
         nn.init.zeros_(self.net[-1].weight)
         nn.init.zeros_(self.net[-1].bias)
 
@@ -134,7 +135,7 @@ def attack(start, decode, classifier, wanted):
         there = there | ((said - goal).detach() * (2 * wanted - 1) >= 0)
         if step == ATTACK_STEPS or there.all():
             return decode(final), there
-        (z.grad,) = torch.autograd.grad((said - goal).square().sum(), z)
+        z.grad = torch.autograd.grad((said - goal).square().sum(), z)[0].contiguous()  # the fused Adam ignores strides
         optimizer.step()
 
 

@@ -101,7 +101,8 @@ def set_up(dataset, model, space, run, classifier, steps, lr, device):
     judge, options = train.load(classifier or recipes.run_of(judge, dataset), judge, dataset, device)
     name = model or ("realnvp" if dataset == "mnist" else "glow")
     if name not in architecture.MODELS:
-        raise experiment.UserError(f"no generative model is called {name!r}; there are {', '.join(architecture.MODELS)}")
+        known = ", ".join(architecture.MODELS)
+        raise experiment.UserError(f"no generative model is called {name!r}; there are {known}")
     generator = None
     if space == "latent":
         generator, _ = train.load(run or recipes.run_of(name, dataset), name, dataset, device)
@@ -151,7 +152,7 @@ def check_confidence(stop_at):
 
 
 def count_goal(found, counts, maximize, minimize, stop_at):
-    """The goal of images with these counts (B,): up for all, down for all, or up from below the middle and else down."""
+    """The goal of images with these counts (B,): all up, all down, or up from below the middle and else down."""
     if maximize and minimize:
         raise experiment.UserError("--maximize and --minimize exclude each other")
     up = counts < MIDDLE if not (maximize or minimize) else torch.full_like(counts, maximize, dtype=torch.bool)

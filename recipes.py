@@ -34,10 +34,10 @@ MODELS = {
 
 SMALL_GLOW = {"levels": 2, "steps": 6, "hidden": 64, "margin": 1e-3}  # for digits of 28 pixels
 PAIRS = {
-    ("realnvp", "mnist"): {"settings": {"hidden": 32, "blocks": 1, "couplings": 4, "margin": 1e-4}, "epochs": 4},
+    ("realnvp", "mnist"): {"settings": {"hidden": 32, "blocks": 1, "couplings": 4, "margin": 1e-4}, "epochs": 3},
     ("glow", "mnist"): {"settings": SMALL_GLOW, "epochs": 3},
     ("glow", "strokes"): {"settings": SMALL_GLOW, "epochs": 2},
-    ("glow", "crowds"): {"settings": {"levels": 3, "steps": 4, "hidden": 48, "margin": 1e-3}, "batch": 32, "epochs": 4},
+    ("glow", "crowds"): {"settings": {"levels": 3, "steps": 4, "hidden": 48, "margin": 1e-3}, "batch": 32, "epochs": 3},
     # published: 4 levels of 32 steps, additive couplings, 512 channels: for a GPU
     ("glow", "celeba"): {"settings": {"levels": 4, "steps": 32, "hidden": 512, "affine": False}, "lr": 1e-4,
                          "epochs": 30},

@@ -95,7 +95,7 @@ class _Active:
 
     def __init__(self, start, lr):
         self.rows = torch.arange(len(start), device=start.device)
-        self.points = start.detach().clone().requires_grad_()
+        self.points = start.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         self.optimizer = torch.optim.Adam([self.points], lr, fused=True)
 
     def keep(self, stay):
@@ -135,7 +135,8 @@ def ascend(start, decode, goal, steps, lr, proximity=0.0, watch=None):
             break
         if proximity:
             loss = loss + proximity * (active.points - start[active.rows]).square().flatten(1).sum(1)
-        (active.points.grad,) = torch.autograd.grad(loss.sum(), active.points)
+        # contiguous: the fused Adam reads gradients in the order of memory, whatever their strides say
+        active.points.grad = torch.autograd.grad(loss.sum(), active.points)[0].contiguous()
         if not going.all():
             active.keep(going)
             aim = goal[active.rows]
