@@ -6,6 +6,7 @@ Every function writes one PNG atomically. Colours are Okabe and Ito's, which sur
 import io
 
 import numpy
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -13,6 +14,7 @@ from storage import write_atomically
 
 COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
            "sky": "#56B4E9", "grey": "#6E6E6E"}
+HEAT = LinearSegmentedColormap.from_list("heat", ["white", "#F5B041", "#D55E00", "#641E16"])  # prints in grey, too
 INK = "#222222"
 STYLE = {"fontsize": 9, "color": INK}
 
@@ -39,7 +41,7 @@ def image_grid(path, rows, columns, labels, captions, title, heat=()):
             place = ((1.3 + 1.15 * j) / width, 1 - (0.62 + 1.38 * i + 1.05) / height, 1.05 / width, 1.05 / height)
             axes = figure.add_axes(place)
             pixels = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-            colours = "YlOrRd" if (i, j) in heat else "gray_r"
+            colours = HEAT if (i, j) in heat else "gray_r"
             axes.imshow(pixels.squeeze(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():

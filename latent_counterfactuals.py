@@ -28,6 +28,7 @@ import helix
 import public_sets
 import recipes
 import search
+import storage
 import tables
 import train
 
@@ -186,8 +187,8 @@ def seen(found, image):
     return f"{classes[int(number)]} ({sure.item():.2f})"
 
 
-def explain(found, image, name, goal, words, proximity, results):
-    """Search from one image; writes overview and animation, returns the line of the table."""
+def explain(found, image, name, goal, words, proximity, results, records):
+    """Search from one image; writes overview, animation and records, returns the line of the table."""
     frames = []
     started = time.perf_counter()
     outcome, made, _ = search.from_images(image, found.model, goal, found.steps, found.lr, proximity,
@@ -203,6 +204,9 @@ def explain(found, image, name, goal, words, proximity, results):
         f"{found.data}, {found.arm}: {words}, {WORDS[outcome.status[0]]}", heat={(0, 3)})  # fmt: skip
     path = [image, *frames[:: max(1, len(frames) // 60)], outcome.images]
     figures.animation(results / f"path_{stem}.gif", torch.cat(path))
+    for metric, value in (("confidence or count", outcome.value), ("steps", outcome.steps)):
+        records.add(found.arm, name, metric, float(value), 1, 0)
+    records.save()
     return [found.arm, words, WORDS[outcome.status[0]], int(outcome.steps), f"{float(outcome.value):.3f}",
             f"{float((outcome.images - image).abs().mean()):.4f}", f"{seconds:.1f}"]
 
@@ -248,7 +252,8 @@ def main(dataset, model, space, image, index, count, run, classifier, target, ma
     goal, words = goal_of_one(found, picture, target, maximize, minimize, stop_at)
     if said:
         print(said)
-    line = explain(found, picture, name, goal, words, proximity, Path(results))
+    records = storage.Records(results, "one image", given | {"image": image, "index": index}, device)
+    line = explain(found, picture, name, goal, words, proximity, Path(results), records)
     print(tables.markdown(["searched in", "goal", "status", "steps", "confidence or count", "mean change", "seconds"],
                           [line]))  # fmt: skip
     if found.model is not None and target is None and len(catalogue.find(dataset).classes or ()) > 2:

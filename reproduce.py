@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import ablate
 import constructive_counterfactuals
+import counterfactual_report
 import experiment
 import finetuning_report
+import recipes
 import storage
 import tables
-import train
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -54,6 +55,21 @@ for k in range(1, 5):  # does part 2 depend on the one model?
     FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train", f"constructive {k}")
     FULL[f"constructive {k}"] = Step("constructive_counterfactuals", (
         "--run", other, "--anchors", "40", "--seeds", "1", "--strengths", "--several", "--results", beside), beside)
+LATENT = "results/latent_counterfactuals"
+for words in ("--model attribute_cnn --data strokes", "--model counting_unet --data crowds",
+              *(f"--model residual_cnn --data {data} --seed 1" for data in ("mnist", "strokes", "crowds")),
+              *(f"--model class_autoencoders --data {data}" for data in ("mnist", "strokes")),
+              *(f"--model {model} --data {data}" for data, model in counterfactual_report.CELLS)):  # fmt: skip
+    FULL[words] = Step("train", tuple(words.split()), "results/train")
+for data, model in counterfactual_report.CELLS:
+    FULL[f"latent {data} {model}"] = Step("latent_counterfactuals", (
+        "--dataset", data, "--model", model, "--count", "500"), LATENT)
+FULL["helix"] = Step("latent_counterfactuals", ("--dataset", "helix"), LATENT)
+PICTURES = ("--dataset mnist", "--dataset mnist --model dcgan", "--dataset mnist --model image_vae",
+            "--dataset strokes --model glow", "--dataset crowds --model glow --maximize --index 1",
+            "--dataset crowds --model glow --minimize --index 3")  # fmt: skip
+for words in PICTURES:
+    FULL[words] = Step("latent_counterfactuals", tuple(words.split()), LATENT)
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
 
 
@@ -70,6 +86,8 @@ FAST = {
                           "--anchors 8 --seeds 2 --sweep-anchors 1 --others 256"),
     "targeted": small("targeted_finetuning", "targeted_finetuning",
                       "--sizes 512 --seeds 2 --sweep 0.1 --sweep-seeds 1 --test 3000"),
+    "latent": Step("latent_counterfactuals", ("--model", "image_vae", "--count", "64", "--steps", "150", "--lr", "0.02",
+                                              "--results", "results/quick/latent"), "results/quick/latent"),
 }  # fmt: skip
 
 
@@ -131,7 +149,8 @@ def summary(steps, setting):
     rows = []
     for part, lines in (("1", ablation_lines(needed(steps["ablate"]))),
                         ("2", construction_lines(needed(steps["constructive"]))),
-                        ("3", finetuning_lines(needed(steps["targeted"])))):
+                        ("3", finetuning_lines(needed(steps["targeted"]))),
+                        ("4", latent_lines(steps))):
         rows += [[part, *line] for line in lines]
     return f"Setting: {setting}\n\n" + tables.markdown(["part", "measured", "value", "samples"], rows)
 
@@ -164,12 +183,26 @@ def finetuning_lines(records):
     return lines
 
 
+def latent_lines(steps):
+    lines = []
+    for name, step in steps.items():
+        if name.startswith("latent"):
+            rows = needed(step)
+            model, arms = step.arguments[step.arguments.index("--model") + 1], counterfactual_report.arms_of(rows)
+            for arm in (model, "pixel"):
+                for metric, words in (("validity", "reached"), ("oracle", "that the oracle sees")):
+                    lines.append([f"share of targets {words}, {arm} ({rows[0]['split']})",
+                                  f"{arms[arm][metric]:.3f}", f"{rows[0]['n']} images"])  # fmt: skip
+    return lines
+
+
 # --- README.md ----------------------------------------------------------------------------------------
 
 
 def readme_blocks():
     """{name of a generated block: its content}, from the committed records."""
     ablation, construction, finetuning = (needed(FULL[name]) for name in ("ablate", "constructive", "targeted"))
+    cells = {cell: needed(FULL[" ".join(("latent", *cell))]) for cell in counterfactual_report.CELLS}
     return {
         "part 1": ablate.table(ablation),
         "part 1 claims": ablate.claims(ablation),
@@ -181,6 +214,9 @@ def readme_blocks():
         "part 3 claims": finetuning_report.claims(finetuning),
         "part 3 scoring": finetuning_report.scoring_sentence(finetuning),
         "part 3 published": finetuning_report.published_table(finetuning, published_records()),
+        **{f"part 4 {data}": counterfactual_report.table(cells, data) for data in ("mnist", "strokes", "crowds")},
+        "part 4 claims": counterfactual_report.claims(cells),
+        "part 4 helix": counterfactual_report.helix_table(needed(FULL["helix"])),
         "training": training_table(),
         "speed": bench_table(),
     }
@@ -198,7 +234,9 @@ def published_records():
 
 
 def training_table():
-    runs = {train.RECIPES[model]["run"] for model in ("vae", "mnist_cnn")}
+    runs = {"runs/vae_512_no0", "runs/mnist_cnn"} | {
+        recipes.run_of(step.arguments[1], step.arguments[3]) for step in FULL.values()
+        if step.script == "train" and "--data" in step.arguments}  # fmt: skip
     records = storage.read_lines("results/train/metrics.jsonl")
     rows = [[row["options"]["run"], row["split"], row["metric"], f"{row['value']:.5g}", row["n"], row["seed"]]
             for row in records if row["options"]["run"] in runs]

@@ -3,16 +3,24 @@
     strokes   thin or thick digits: a binary attribute, as blond hair (CelebA) or cardiomegaly (CheXpert)
     crowds    up to 20 digits on a coloured ground, with density maps: counting, as pedestrians (Mall)
 
+    python stand_ins.py      # writes a few examples of MNIST and of both as PNG files into images/
+
 Both follow from MNIST and a named random stream alone: the same bytes wherever they are made.
 """
 
+import io
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import datasets
 import experiment
+import storage
+
+IMAGES: Path = Path("images")  # where the examples go
 
 THIN, THICK = "thin", "thick"
 
@@ -123,3 +131,31 @@ def crowds(split, device="cpu", root=datasets.ROOT, number=None):
     there = torch.arange(MOST) < counts.unsqueeze(1)
     maps = density_maps(rows + (sizes - 1) / 2, columns + (sizes - 1) / 2, there)
     return Crowds((canvas * 255).round().byte().to(device), counts.float().to(device), maps.to(device))
+
+
+# --- examples as files --------------------------------------------------------------------------------
+
+
+def write_png(path, image):
+    """A uint8 image (C, H, W) as a PNG file, C being 1 or 3."""
+    pixels = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="png")
+    storage.write_atomically(path, buffer.getvalue())
+
+
+def main(images):
+    digits, lines, people = datasets.mnist("test"), strokes("test"), crowds("test", number=100)
+    as_bytes = lambda image: (image * 255).round().byte()
+    examples = {f"mnist_{label}.png": as_bytes(digits.images[digits.labels == label][0]) for label in (4, 7)}
+    examples |= {f"stroke_{name}.png": as_bytes(lines.images[lines.labels == label][0])
+                 for label, name in enumerate((THIN, THICK))}
+    order = people.labels.argsort(stable=True)
+    examples |= {"crowd_few.png": people.images[order[15]], "crowd_many.png": people.images[order[-15]]}
+    for name, image in examples.items():
+        write_png(Path(images) / name, image)
+        print(f"{Path(images) / name}: {tuple(image.shape)}")
+
+
+if __name__ == "__main__":
+    experiment.run(main)

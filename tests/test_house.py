@@ -13,15 +13,21 @@ from conftest import ROOT, shell
 FLOORS = [
     {"experiment"},
     {"storage"},
-    {"datasets", "architecture", "classifiers", "metrics", "figures", "tables", "per_sample"},
+    {"flows", "gans"},
+    {"datasets", "architecture", "classifiers", "metrics", "figures", "tables", "per_sample", "search"},
+    {"stand_ins", "counterfactual_metrics", "helix"},
+    {"public_sets"},
+    {"catalogue"},
+    {"recipes", "tasks"},
     {"train"},
-    {"ablate", "finetuning_report"},
+    {"ablate", "finetuning_report", "counterfactual_study", "counterfactual_report"},
     {"selection"},
-    {"constructive_counterfactuals", "targeted_finetuning", "bench"},
+    {"constructive_counterfactuals", "targeted_finetuning", "latent_counterfactuals", "bench"},
     {"reproduce"},
 ]
 HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
-SCRIPTS = ["datasets", "train", "ablate", "constructive_counterfactuals", "targeted_finetuning", "bench", "reproduce"]
+SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals", "targeted_finetuning",
+           "latent_counterfactuals", "bench", "reproduce"]
 FILES = sorted(ROOT.glob("*.py"))
 
 

@@ -34,12 +34,12 @@ def goal_of(n, stop_at=0.9):
     return search.ClassGoal(MEAN, torch.ones(n, dtype=torch.long), stop_at)
 
 
-def images(*means):
+def flat(*means):
     return torch.tensor(means).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
 
 
 def test_each_image_stops_by_itself_at_the_confidence():
-    outcome = search.ascend(images(0.1, 0.5), search.same, goal_of(2), steps=200, lr=0.01)
+    outcome = search.ascend(flat(0.1, 0.5), search.same, goal_of(2), steps=200, lr=0.01)
     assert outcome.status == ["reached", "reached"]
     assert outcome.steps[0] > outcome.steps[1] > 0
     sure = torch.sigmoid(outcome.images.flatten(1).sum(1))  # softmax of (0, sum)
@@ -50,7 +50,7 @@ def test_each_image_stops_by_itself_at_the_confidence():
 def test_adam_moves_a_pixel_by_the_rate_a_step():
     """At a constant gradient Adam's steps have the length of the rate: the number of steps is known."""
     goal = search.CountGoal(Adder(), torch.ones(1), torch.tensor([1.5]))
-    outcome = search.ascend(images(0.2), search.same, goal, steps=200, lr=0.01)
+    outcome = search.ascend(flat(0.2), search.same, goal, steps=200, lr=0.01)
     assert int(outcome.steps[0]) == math.ceil((1.5 / 4 - 0.2) / 0.01)
 
 
@@ -58,20 +58,20 @@ def test_adam_moves_a_pixel_by_the_rate_a_step():
 def test_the_last_point_is_tried_too(limit):
     """A goal that needs exactly `limit` steps is reached with that many, and not with one less."""
     path = []
-    search.ascend(images(0.2), search.same, goal_of(1, 0.999), limit, 0.01,
+    search.ascend(flat(0.2), search.same, goal_of(1, 0.999), limit, 0.01,
                   watch=lambda step, rows, x: path.append(torch.sigmoid(x.sum()).item()))  # fmt: skip
     assert len(path) == limit + 1
-    enough = search.ascend(images(0.2), search.same, goal_of(1, path[limit] - 1e-6), limit, 0.01)
+    enough = search.ascend(flat(0.2), search.same, goal_of(1, path[limit] - 1e-6), limit, 0.01)
     assert enough.status == ["reached"]
     assert int(enough.steps[0]) == limit
     if limit:
-        short = search.ascend(images(0.2), search.same, goal_of(1, path[limit] - 1e-6), limit - 1, 0.01)
+        short = search.ascend(flat(0.2), search.same, goal_of(1, path[limit] - 1e-6), limit - 1, 0.01)
         assert short.status == ["not reached"]
 
 
 def test_an_unreachable_goal_gives_the_best_attempt():
     counter = search.CountGoal(Adder(), torch.tensor([1.0]), torch.tensor([5.0]))  # four pixels of at most 1
-    outcome = search.ascend(images(0.5), search.same, counter, 100, 0.1)
+    outcome = search.ascend(flat(0.5), search.same, counter, 100, 0.1)
     assert outcome.status == ["not reached"]
     assert outcome.value.item() == pytest.approx(4)
     assert outcome.images.max() <= 1
@@ -80,7 +80,7 @@ def test_an_unreachable_goal_gives_the_best_attempt():
 
 def test_counts_go_up_and_down():
     goal = search.CountGoal(Adder(), torch.tensor([1.0, -1.0]), torch.tensor([3.0, 1.0]))
-    outcome = search.ascend(images(0.5, 0.5), search.same, goal, 100, 0.02)
+    outcome = search.ascend(flat(0.5, 0.5), search.same, goal, 100, 0.02)
     assert outcome.reached.all()
     assert outcome.value[0] >= 3
     assert outcome.value[1] <= 1
@@ -95,13 +95,13 @@ def test_gradients_of_any_memory_layout_are_followed():
         counter = Adder()
         counter.count = counted
         goal = search.CountGoal(counter, torch.ones(2), torch.full((2,), 100.0))
-        outcome = search.ascend(images(0.5, 0.4), search.same, goal, 3, 0.01)
-        moved = outcome.images - images(0.5, 0.4)
+        outcome = search.ascend(flat(0.5, 0.4), search.same, goal, 3, 0.01)
+        moved = outcome.images - flat(0.5, 0.4)
         assert torch.allclose(moved, torch.full_like(moved, 0.03), atol=1e-4)
 
 
 def test_what_is_there_already_is_left_alone():
-    x = images(0.9, 0.1)
+    x = flat(0.9, 0.1)
     outcome, made, points = search.from_images(x, Model(), goal_of(2), 300, 0.05)
     assert outcome.status == ["already there", "reached"]
     assert torch.equal(outcome.images[0], x[0])
@@ -122,25 +122,27 @@ def test_the_batch_does_not_matter():
         assert torch.allclose(parts.images, whole.images, atol=1e-6)
 
 
-def test_it_is_plain_adam(images=images):
+def test_it_is_plain_adam():
     """Against torch's Adam on one image."""
-    z = Model().encode(images(0.2)).requires_grad_()
+    z = Model().encode(flat(0.2)).requires_grad_()
     optimizer = torch.optim.Adam([z], 0.05)
-    for steps in range(301):
+    steps = 0
+    while steps <= 300:
         loss = -torch.log_softmax(MEAN(Model().decode(z)), 1)[0, 1]
         if torch.exp(-loss) >= 0.9:
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    outcome, _, _ = search.from_images(images(0.2), Model(), goal_of(1), 300, 0.05)
+        steps += 1
+    outcome, _, _ = search.from_images(flat(0.2), Model(), goal_of(1), 300, 0.05)
     assert int(outcome.steps[0]) == steps
     assert torch.allclose(outcome.points[0], z.detach()[0], atol=1e-6)
 
 
 def test_proximity_keeps_the_latent_near():
-    plain, _, start = search.from_images(images(0.2), Model(), goal_of(1, 0.99), 100, 0.05)
-    held, _, _ = search.from_images(images(0.2), Model(), goal_of(1, 0.99), 100, 0.05, proximity=0.5)
+    plain, _, start = search.from_images(flat(0.2), Model(), goal_of(1, 0.99), 100, 0.05)
+    held, _, _ = search.from_images(flat(0.2), Model(), goal_of(1, 0.99), 100, 0.05, proximity=0.5)
     assert (held.points - start).norm() < 0.7 * (plain.points - start).norm()
 
 
@@ -150,7 +152,7 @@ def test_a_confidence_that_is_not_a_number_is_never_the_best():
             return MEAN(x) * torch.where(x.mean() > 0.3, torch.nan, 1.0)
 
     goal = search.ClassGoal(Broken(), torch.ones(1, dtype=torch.long), 0.99)
-    outcome = search.ascend(images(0.2), search.same, goal, 50, 0.02)
+    outcome = search.ascend(flat(0.2), search.same, goal, 50, 0.02)
     assert outcome.status == ["not reached"]
     assert outcome.value.isfinite().all()
     assert outcome.images.isfinite().all()

@@ -1,5 +1,6 @@
 """Training: what it minimises, that it resumes to the same bytes, that it stops in time."""
 
+import math
 import random
 import signal
 import subprocess
@@ -11,16 +12,20 @@ import torch
 from conftest import ROOT, shell
 
 import architecture
+import catalogue
 import classifiers
 import datasets
 import experiment
+import recipes
+import stand_ins
 import storage
+import tasks
 import train
 from experiment import UserError
 
 CPU = torch.device("cpu")
-SMALL = {"model": "vae", "data": "mnist", "seed": 0} | train.RECIPES["vae"] | {"n": 48, "n_validation": 16, "epochs": 3}
-SMALL.pop("run")
+SMALL = {"model": "vae", "data": "mnist", "seed": 0} | recipes.for_pair("vae", "mnist")
+SMALL |= {"n": 48, "n_validation": 16, "epochs": 3}
 
 
 def tensors(state, name=""):
@@ -146,16 +151,15 @@ def test_learning_rates():
 
 def test_distortion_is_the_identity_at_zero_and_moves_by_pixels(images):
     nothing = torch.zeros(12, 4)
-    assert torch.allclose(train.Classification.distort(images, nothing), images, atol=1e-5)
+    assert torch.allclose(tasks.Classification.distort(images, nothing), images, atol=1e-5)
     right = nothing.clone()
     right[:, 2] = -1  # two pixels
-    assert torch.allclose(train.Classification.distort(images, right)[..., 2:], images[..., :-2], atol=1e-5)
+    assert torch.allclose(tasks.Classification.distort(images, right)[..., 2:], images[..., :-2], atol=1e-5)
 
 
 def test_a_classifier_learns_and_dropout_is_seeded(tmp_path):
-    options = {"model": "mnist_cnn", "data": "mnist", "seed": 0} | train.RECIPES["mnist_cnn"]
+    options = {"model": "mnist_cnn", "data": "mnist", "seed": 0} | recipes.for_pair("mnist_cnn", "mnist")
     options |= {"n": 1500, "n_validation": 200, "epochs": 3, "batch": 20}
-    options.pop("run")
     first, _ = train.train(tmp_path / "a", options, CPU, 1)
     second, _ = train.train(tmp_path / "b", options, CPU, 1)
     assert same(first["model"], second["model"])
@@ -168,6 +172,81 @@ def test_a_checkpoint_of_a_bare_state_dict_is_the_default_recipe_s(tmp_path, mod
     storage.save_checkpoint(tmp_path / "bare.pt", model.state_dict())
     _, options, epochs = train.load_vae(tmp_path, tmp_path / "bare.pt", CPU)
     assert (options["n"], options["held_out"], epochs) == (512, (0,), 100)
+
+
+SMALL_RUNS = {  # one of each task, small enough for seconds
+    "realnvp": ("mnist", {"settings": {"shape": [1, 28, 28], "bits": 8, "couplings": 1, "hidden": 4, "blocks": 1}}),
+    "glow": ("strokes", {"settings": {"shape": [1, 28, 28], "bits": 8, "levels": 2, "steps": 1, "hidden": 4}}),
+    "dcgan": ("mnist", {"settings": {"shape": [1, 28, 28], "latent": 8, "width": 4}}),
+    "progressive_gan": ("mnist", {"settings": {"shape": [1, 28, 28], "latent": 8, "width": 4}}),
+    "image_vae": ("mnist", {"settings": {"shape": [1, 28, 28], "latent": 4, "width": 4}}),
+    "residual_cnn": ("mnist", {}), "class_autoencoders": ("mnist", {}), "attribute_cnn": ("strokes", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", SMALL_RUNS)
+def test_every_kind_trains_measures_and_resumes_to_the_same_bytes(model, tmp_path):
+    data, more = SMALL_RUNS[model]
+    options = train.options_of(model, data, 0, None, None, {"n": 64, "n_validation": 32, "epochs": 3, "batch": 32})
+    options |= more
+    assert train.train(tmp_path / "whole", options, CPU, 1)[1]
+    lines = storage.read_lines(tmp_path / "whole/log.jsonl")[:3]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    with storage.RunFolder(tmp_path / "killed", options) as folder:  # as if killed after the second epoch
+        run = train.Run(folder, options, CPU)
+        sets = catalogue.split(data, 64, 32, 0)
+        killed = train.go_on(run, *sets, 1)
+        next(killed), next(killed)
+        killed.close()
+    train.train(tmp_path / "killed", options, CPU, 1)
+    for name in ("best.pt", "last.pt"):
+        assert same(*(storage.load_checkpoint(tmp_path / part / "ckpt" / name) for part in ("whole", "killed")))
+    net, found = train.load(tmp_path / "whole", model, data, CPU)
+    assert found["epochs"] == 3
+    test = catalogue.load(data, "test")[torch.arange(64)]
+    measured = list(tasks.of(net).measure(net, test, 0))
+    assert measured
+    assert all(math.isfinite(value) and n > 0 for _, _, value, n in measured)
+    with pytest.raises(UserError, match=f"holds {model} trained on {data}, and glow trained on crowds is needed"):
+        train.load(tmp_path / "whole", "glow", "crowds", CPU)
+
+
+def test_a_counter_learns_to_count():
+    """A few passes over few crowds bring both of its errors down."""
+    few = stand_ins.crowds("train", number=48)
+    model, _ = train.build("counting_unet", 0, CPU, {"width": 4})
+    optimizer = train.adam(model, 5e-3)
+    first = train.learn_epoch(model, optimizer, few, 8, 0, 1)
+    for epoch in range(2, 26):
+        last = train.learn_epoch(model, optimizer, few, 8, 0, epoch)
+    assert last["density"] < 0.8 * first["density"]
+    assert last["count"] < 0.5 * first["count"]
+
+
+def test_gradients_are_clipped_to_the_length():
+    digits, _ = datasets.training_split((0,), 8, 0, 0)
+    model, _ = train.build("realnvp", 0, CPU, {"couplings": 1, "hidden": 4, "blocks": 1})
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    model.train()
+    tasks.of(model).step(model, optimizer, digits, torch.rand(8, 1, 28, 28), clip=0.01)
+    assert math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters())) == pytest.approx(0.01, rel=0.01)
+
+
+def test_validation_of_a_flow_has_noise_and_always_the_same():
+    model, _ = train.build("realnvp", 0, CPU, {"couplings": 1, "hidden": 4, "blocks": 1})
+    digits, _ = datasets.training_split((0,), 32, 0, 0)
+    assert train.validate(model, digits) == train.validate(model, digits)
+
+
+def test_options_that_do_not_fit_are_refused():
+    for model, data, given, words in (("glow", "strokes", {"held_out": (3,)}, "held-out is for VAEs on mnist"),):
+        with pytest.raises(UserError, match=words):
+            train.options_of(model, data, 0, None, None, given)
+    with pytest.raises(UserError, match="no attributes"):
+        train.options_of("glow", "mnist", 0, "Bald", None, {})
+    with pytest.raises(UserError, match="no uncertain labels"):
+        train.options_of("glow", "mnist", 0, None, "ones", {})
+    assert train.options_of("attribute_cnn", "celeba", 0, None, None, {})["attribute"] == "Blond_Hair"
 
 
 KILLED = ["train.py", "--n", "256", "--n-validation", "64", "--epochs", "14", "--batch", "32",
