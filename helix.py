@@ -139,9 +139,12 @@ def attack(start, decode, classifier, wanted):
         optimizer.step()
 
 
-def experiment_of(count, seed, device, results):
-    """Train, attack `count` points in both spaces, record the distances; returns a Markdown table and draws boxes."""
-    records = storage.Records(results, "helix", {"dataset": "helix", "count": count, "seed": seed}, torch.device("cpu"))
+def measure(count, seed, options, results):
+    """Train, attack `count` points in both spaces, record the distances; returns a Markdown table and draws boxes.
+
+    On the CPU: the networks are so small that a GPU would only wait.
+    """
+    records = storage.Records(results, "helix", options, torch.device("cpu"))
     flow, classifier = train(seed)
     t = (2 * torch.rand(count, generator=experiment.generator(seed, "helix/attacked")) - 1) * HALF
     x = points(t)

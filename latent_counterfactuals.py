@@ -71,6 +71,7 @@ SEARCH = {
 STOPS = {"mall": (10.0, 0.01), "crowds": (15.0, 5.0)}  # counts to stop at, upwards and downwards; published for mall
 CONFIDENCE = 0.99  # published
 MIDDLE = 10  # of the counts of crowds
+ATTACKS = 100  # on the helix; published
 CLASSIFIERS = {"mnist": "mnist_cnn", "strokes": "attribute_cnn", "celeba": "attribute_cnn",
                "chexpert": "attribute_cnn", "crowds": "counting_unet", "mall": "counting_unet"}  # fmt: skip
 WORDS = {search.REACHED: "reached", search.FAILED: "NOT reached", search.ALREADY: "there already"}
@@ -238,7 +239,7 @@ def main(dataset, model, space, image, index, count, run, classifier, target, ma
     given = {k: v for k, v in locals().items() if k not in ("device", "results", "index", "image")}
     device = experiment.pick_device(device)
     if dataset == "helix":
-        print(helix.experiment_of(100 if count is None else count, seed, device, results))
+        print(helix.measure(count or ATTACKS, seed, {"dataset": dataset, "count": count, "seed": seed}, results))
         return
     if dataset not in catalogue.SETS:
         raise experiment.UserError(f"no data set is called {dataset!r}; there are {', '.join(catalogue.SETS)}, helix")

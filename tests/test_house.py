@@ -26,8 +26,8 @@ FLOORS = [
     {"reproduce"},
 ]
 HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
-SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals", "targeted_finetuning",
-           "latent_counterfactuals", "bench", "reproduce"]
+SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals",
+           "targeted_finetuning", "latent_counterfactuals", "bench", "reproduce"]
 FILES = sorted(ROOT.glob("*.py"))
 
 

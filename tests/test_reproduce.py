@@ -31,7 +31,7 @@ def test_the_full_plan_is_the_constants_at_the_top_of_the_scripts():
 def test_quick_results_are_kept_apart():
     for step in reproduce.FAST.values():
         assert step.results.startswith("results/quick/")
-        assert "runs/quick/vae_512_no0" in step.arguments
+        assert "runs/quick/vae_512_no0" in step.arguments or step.script == "latent_counterfactuals"
 
 
 def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
@@ -110,7 +110,8 @@ def test_every_readme_command_parses(command):
 
 def test_there_are_readme_commands_for_every_script():
     assert {command.split()[1] for command in commands()} >= {
-        "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py"
+        "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py",
+        "latent_counterfactuals.py", "public_sets.py",
     }  # fmt: skip
 
 
@@ -130,3 +131,10 @@ def test_every_make_target_of_the_readme_exists():
 def test_the_published_numbers_have_their_rows():
     for number in ("0.04029", "0.02065", "0.01833", "0.02212", "0.02208", "0.02260"):
         assert re.search(rf"^\|.*{number}.*\|$", README, re.MULTILINE), number
+
+
+def test_every_command_of_the_original_has_its_line():
+    """Five attacks, eight counterfactuals."""
+    rows = re.findall(r"^\| ([^|]*) \| `python latent_counterfactuals.py", README, re.MULTILINE)
+    assert sum(row.startswith("attack") for row in rows) == 5
+    assert len(rows) == 13

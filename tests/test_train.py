@@ -238,6 +238,20 @@ def test_validation_of_a_flow_has_noise_and_always_the_same():
     assert train.validate(model, digits) == train.validate(model, digits)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("model", ["residual_cnn", "realnvp", "dcgan", "image_vae"])
+def test_training_on_a_gpu_learns_as_on_the_cpu(model, tmp_path):
+    """The first epoch's terms agree: classifiers and VAEs in bfloat16, flows and GANs in float32."""
+    data, more = SMALL_RUNS[model]
+    options = train.options_of(model, data, 0, None, None, {"n": 256, "n_validation": 64, "epochs": 1, "batch": 32})
+    for device in ("cpu", "cuda"):
+        train.train(tmp_path / device, options | more, torch.device(device), 1)
+    here, there = (storage.read_lines(tmp_path / device / "log.jsonl")[0] for device in ("cpu", "cuda"))
+    assert there["validation"] == pytest.approx(here["validation"], rel=0.1)
+    assert train.load(tmp_path / "cuda", model, data, CPU)
+
+
 def test_options_that_do_not_fit_are_refused():
     for model, data, given, words in (("glow", "strokes", {"held_out": (3,)}, "held-out is for VAEs on mnist"),):
         with pytest.raises(UserError, match=words):
