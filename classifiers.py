@@ -150,7 +150,7 @@ class ClassAutoencoders(nn.Module):
     with one batched product. reconstruct(x): (B, classes + 1, D), the last being that of the one for all.
     """
 
-    def __init__(self, shape=(1, 28, 28), classes=10, hidden=128, code=10):
+    def __init__(self, shape=(1, 28, 28), classes=10, hidden=64, code=10):
         super().__init__()
         self.classes = classes
         size = shape[0] * shape[1] * shape[2]

@@ -35,7 +35,7 @@ def points(t):
 
 def distance(x, grid=20_001):
     """Distance (N,) of points x (N, 3) to the helix, to the nearest of `grid` points on it (4e-4 apart)."""
-    t = torch.linspace(-HALF, HALF, grid, dtype=x.dtype)
+    x, t = x.double(), torch.linspace(-HALF, HALF, grid, dtype=torch.double)
     near = t[torch.cdist(x, points(t)).argmin(1)]
     return (x - points(near)).norm(dim=1)
 
@@ -155,7 +155,7 @@ def measure(count, seed, options, results):
                                        ("latent", flow.encode(x), flow.decode, "blue")):  # fmt: skip
         moved, there = attack(start, decode, classifier, wanted)
         far = distance(moved)
-        low, middle, high = far.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        low, middle, high = far.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
         values = {"distance median": middle, "distance first quartile": low, "distance third quartile": high,
                   "distance largest": float(far.max()), "validity": float(there.float().mean())}  # fmt: skip
         for metric, value in values.items():

@@ -52,7 +52,7 @@ STOP_AT: experiment.NotNegative | None = None  # confidence (published: 0.99) or
 STEPS: experiment.Index | None = None  # of Adam, at most; by default below
 LR: experiment.Positive | None = None  # of Adam; by default below
 PROXIMITY: experiment.NotNegative = 0.0  # weight of the squared distance to the start; published: none
-BATCH: experiment.Count = 125  # images searched at once
+BATCH: experiment.Count = 250  # images searched at once
 SEED: experiment.Index = 0  # draws the images and the targets of --count
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 RESULTS: Path = Path("results/latent_counterfactuals")  # where figures and records go
@@ -65,8 +65,8 @@ SEARCH = {
     "celeba": {FLOW: (5e-3, 1000), GAN: (5e-3, 1000), VAE: (5e-3, 1000), PIXEL: (7e-4, 1000)},
     "chexpert": {FLOW: (5e-3, 1000), GAN: (5e-3, 1000), VAE: (5e-3, 1000), PIXEL: (5e-4, 1000)},
     "mall": {FLOW: (5e-3, 5000), GAN: (5e-3, 5000), VAE: (5e-3, 5000), PIXEL: (1e-4, 5000)},
-    "strokes": {FLOW: (5e-2, 400), GAN: (2e-2, 400), VAE: (2e-2, 400), PIXEL: (7e-4, 1000)},
-    "crowds": {FLOW: (2e-2, 200), GAN: (2e-2, 400), VAE: (2e-2, 400), PIXEL: (1e-3, 1000)},
+    "strokes": {FLOW: (5e-2, 150), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (7e-4, 1000)},
+    "crowds": {FLOW: (5e-2, 120), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (2e-3, 500)},
 }
 STOPS = {"mall": (10.0, 0.01), "crowds": (15.0, 5.0)}  # counts to stop at, upwards and downwards; published for mall
 CONFIDENCE = 0.99  # published

@@ -22,7 +22,7 @@ MODELS = {
     "image_vae": COMMON | {"epochs": 10, "lr": 1e-3, "batch": 128},
     "realnvp": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
     "glow": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
-    "dcgan": COMMON | {"epochs": 3, "lr": 2e-4, "schedule": "constant"},
+    "dcgan": COMMON | {"epochs": 2, "lr": 2e-4, "schedule": "constant"},
     "progressive_gan": COMMON | {"epochs": 6, "lr": 1e-3, "schedule": "constant"},
     "mnist_cnn": {"n": 55_000, "held_out": (), "n_validation": 5_000, "epochs": 12, "batch": 128, "lr": 2e-3,
                   "schedule": "cosine"},
@@ -48,10 +48,10 @@ PAIRS = {
     ("counting_unet", "mall"): {"n_validation": 100, "batch": 16, "epochs": 100},
     ("residual_cnn", "mall"): {"n_validation": 100, "batch": 16, "epochs": 100},
     ("image_vae", "mnist"): {"settings": {"latent": 10}},  # published: z of 10
-    ("image_vae", "strokes"): {"settings": {"latent": 10}, "epochs": 6},
+    ("image_vae", "strokes"): {"settings": {"latent": 10}, "epochs": 3},
     ("residual_cnn", "crowds"): {"epochs": 12},
     ("progressive_gan", "strokes"): {"settings": {"width": 32}, "n": 10_000},
-    ("image_vae", "crowds"): {"epochs": 4},
+    ("image_vae", "crowds"): {"epochs": 3},
 }  # fmt: skip
 
 NUMBER = {"mnist": 59_000, "strokes": 45_000, "crowds": 9_000}  # training images; of other sets all but validation's

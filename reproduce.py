@@ -61,9 +61,9 @@ for words in ("--model attribute_cnn --data strokes", "--model counting_unet --d
               *(f"--model class_autoencoders --data {data}" for data in ("mnist", "strokes")),
               *(f"--model {model} --data {data}" for data, model in counterfactual_report.CELLS)):  # fmt: skip
     FULL[words] = Step("train", tuple(words.split()), "results/train")
-for data, model in counterfactual_report.CELLS:
+for (data, model), more in counterfactual_report.CELLS.items():
     FULL[f"latent {data} {model}"] = Step("latent_counterfactuals", (
-        "--dataset", data, "--model", model, "--count", "500"), LATENT)
+        "--dataset", data, "--model", model, "--count", "500", *more), LATENT)
 FULL["helix"] = Step("latent_counterfactuals", ("--dataset", "helix"), LATENT)
 PICTURES = ("--dataset mnist", "--dataset mnist --model dcgan", "--dataset mnist --model image_vae",
             "--dataset strokes --model glow", "--dataset crowds --model glow --maximize --index 1",
@@ -257,8 +257,8 @@ def step_sentence():
     steps, n = rows["speedup"]["options"]["steps"], rows["speedup"]["n"]
     batched = rows["milliseconds_a_sample"]["value"] / steps
     return (f"One step in the latent space of our RealNVP takes {batched * rows['speedup']['value']:.1f} ms for one "
-            f"image alone and {batched:.1f} ms an image in a batch of {n} (147 ms with the original's RealNVP on 2 cores "
-            f"like these); largest difference of the images after {steps} steps: {rows['difference']['value']:.0e}.")
+            f"image alone and {batched:.1f} ms an image in a batch of {n} (147 ms with the original's RealNVP on 2 "
+            f"cores like these); after {steps} steps the images differ by at most {rows['difference']['value']:.0e}.")
 
 
 def main(quick, only_tables, again, published):
