@@ -47,7 +47,8 @@ def test_an_image_file_of_any_mode_and_size(mode, tmp_path, call):
 
 
 def test_an_unreachable_target_is_a_result(tmp_path, call):
-    code, out, _ = call("latent_counterfactuals", "--model", "image_vae", "--steps", 0, "--results", tmp_path)
+    code, out, _ = call("latent_counterfactuals", "--model", "image_vae", "--steps", 0, "--target", 9,
+                        "--results", tmp_path)  # fmt: skip
     assert code == 0
     assert "NOT reached" in out
 
