@@ -200,7 +200,8 @@ def explain(found, image, name, goal, words, proximity, results, records):
     stem = f"{found.data}_{found.arm}_{name.replace(' ', '_')}"
     figures.image_grid(
         results / f"overview_{stem}.png", [[image[0], made[0], outcome.images[0], change[0] / max(most, 1e-12)]],
-        ["x", "g(g⁻¹(x))" if found.model else "x", "x'", "|x' - g(g⁻¹(x))|" if found.model else "|x' - x|"], [found.arm],
+        ["x", "g(g⁻¹(x))" if found.model else "x", "x'", "|x' - g(g⁻¹(x))|" if found.model else "|x' - x|"],
+        [found.arm],
         [[seen(found, image), seen(found, made), seen(found, outcome.images), f"darkest: {most:.2f}"]],
         f"{found.data}: {words}, {WORDS[outcome.status[0]]}", heat={(0, 3)})  # fmt: skip
     path = [image, *frames[:: max(1, len(frames) // 60)], outcome.images]
