@@ -86,7 +86,7 @@ class GAN(nn.Module):
         """Both players' terms, each (B,); in training each player steps on its own (tasks.py)."""
         return self.critic_loss(x, z) | self.generator_loss(z)
 
-    def encode(self, x, starts=8, trial=50, steps=300, lr=0.1, good=1e-3):
+    def encode(self, x, starts=4, trial=40, steps=200, lr=0.1, good=1e-3):
         """Latents (B, latent) whose images are near x (B, C, H, W) in squared error, by Adam from several starts.
 
         All images and starts go at once: `starts` latents an image for `trial` steps, then the best of them for the
