@@ -37,7 +37,7 @@ PAIRS = {
     ("realnvp", "mnist"): {"settings": {"hidden": 32, "blocks": 1, "couplings": 4, "margin": 1e-4}, "epochs": 3},
     ("glow", "mnist"): {"settings": SMALL_GLOW, "epochs": 3},
     ("glow", "strokes"): {"settings": SMALL_GLOW, "epochs": 2},
-    ("glow", "crowds"): {"settings": {"levels": 3, "steps": 4, "hidden": 48, "margin": 1e-3}, "batch": 32, "epochs": 3},
+    ("glow", "crowds"): {"settings": {"levels": 3, "steps": 4, "hidden": 48, "margin": 1e-3}, "batch": 32, "epochs": 2},
     # published: 4 levels of 32 steps, additive couplings, 512 channels: for a GPU
     ("glow", "celeba"): {"settings": {"levels": 4, "steps": 32, "hidden": 512, "affine": False}, "lr": 1e-4,
                          "epochs": 30},
@@ -50,7 +50,7 @@ PAIRS = {
     ("image_vae", "mnist"): {"settings": {"latent": 10}},  # published: z of 10
     ("image_vae", "strokes"): {"settings": {"latent": 10}, "epochs": 3},
     ("residual_cnn", "crowds"): {"epochs": 12},
-    ("progressive_gan", "strokes"): {"settings": {"width": 32}, "n": 10_000},
+    ("progressive_gan", "strokes"): {"settings": {"width": 32}, "n": 10_000, "epochs": 4},
     ("image_vae", "crowds"): {"epochs": 3},
 }  # fmt: skip
 
