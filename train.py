@@ -3,7 +3,7 @@
     python train.py                        # the VAE of parts 1-3: 512 digits without zeros; 45 s on 2 cores
     python train.py --model mnist_cnn      # the classifier whose features measure Fréchet distances; 4 min
     python train.py --seed 1 --run runs/vae_512_no0_seed1
-    python train.py --model realnvp --data mnist     # any model, any data set that it fits; 14 min
+    python train.py --model realnvp --data mnist     # any model, any data set that it fits; 13 min
 
 Writes runs/NAME/: options.json, log.jsonl (a line an epoch), tensorboard/ and ckpt/{best,last}.pt. best.pt is the
 epoch with the lowest loss on a validation split of the training set; the test set takes no part. A run that was
