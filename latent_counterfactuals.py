@@ -66,7 +66,7 @@ SEARCH = {
     "chexpert": {FLOW: (5e-3, 1000), GAN: (5e-3, 1000), VAE: (5e-3, 1000), PIXEL: (5e-4, 1000)},
     "mall": {FLOW: (5e-3, 5000), GAN: (5e-3, 5000), VAE: (5e-3, 5000), PIXEL: (1e-4, 5000)},
     "strokes": {FLOW: (5e-2, 150), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (7e-4, 1000)},
-    "crowds": {FLOW: (5e-2, 60), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (2e-3, 500)},
+    "crowds": {FLOW: (5e-2, 60), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (4e-3, 125)},
 }
 STOPS = {"mall": (10.0, 0.01), "crowds": (15.0, 5.0)}  # counts to stop at, upwards and downwards; published for mall
 CONFIDENCE = 0.99  # published
