@@ -23,7 +23,7 @@ import tables
 
 RADIUS, HALF = 1.0, 4.0  # of the helix; t goes from -HALF to HALF
 COUPLINGS, WIDTH = 12, 256  # of the flow, each an MLP with two hidden layers
-STEPS, BATCH, RATE = 2500, 500, 5e-4  # of the flow's training; original: 5000 steps at 1e-4
+STEPS, BATCH, RATE = 5000, 500, 1e-3  # of the flow's training; original: 1e-4, without a schedule
 CLASSIFIER_STEPS, CLASSIFIER_RATE = 1500, 1e-3  # original: 3000 at 1e-4
 ATTACK_RATE, ATTACK_STEPS, SURE = 3e-2, 1000, 0.9  # Adam, until the classifier says 0.9 (or 0.1)
 
@@ -53,7 +53,7 @@ class Coupling(nn.Module):
 
     def _maps(self, x):
         log_scale, shift = self.net(x * self.mask).chunk(2, 1)
-        return torch.tanh(log_scale) * (1 - self.mask), shift * (1 - self.mask)
+        return 3 * torch.tanh(log_scale / 3) * (1 - self.mask), shift * (1 - self.mask)
 
     def forward(self, x):
         log_scale, shift = self._maps(x)
