@@ -65,7 +65,7 @@ for (data, model), more in counterfactual_report.CELLS.items():
     FULL[f"latent {data} {model}"] = Step("latent_counterfactuals", (
         "--dataset", data, "--model", model, "--count", "500", *more), LATENT)
 FULL["helix"] = Step("latent_counterfactuals", ("--dataset", "helix"), LATENT)
-PICTURES = ("--dataset mnist", "--dataset mnist --model dcgan", "--dataset mnist --model image_vae",
+PICTURES = ("--dataset mnist",
             "--dataset strokes --model glow", "--dataset crowds --model glow --maximize --index 1",
             "--dataset crowds --model glow --minimize --index 3")  # fmt: skip
 for words in PICTURES:
