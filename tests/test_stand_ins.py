@@ -57,7 +57,9 @@ def test_digits_are_where_the_density_is(crowds):
     bright = crowds.images.float().amax(1) / 255
     assert bright[crowds.labels == 0].max() <= 0.36
     near = F.max_pool2d(bright.unsqueeze(1), 9, stride=1, padding=4)  # the brightest within 4 pixels
-    assert near[crowds.densities > 0.039].min() > 0.4  # the peak of one digit is 1 / (2 pi 2^2) = 0.0398
+    peaks = near[crowds.densities > 0.039]  # the peak of one digit is 1 / (2 pi 2^2) = 0.0398
+    assert peaks.min() > 0.36  # the ground is at most 0.35
+    assert peaks.quantile(0.05) > 0.5
 
 
 def test_always_the_same_and_splits_differ(crowds):
