@@ -122,7 +122,8 @@ def ascend(start, decode, goal, steps, lr, proximity=0.0, watch=None):
     """
     count, device, aim = len(start), start.device, goal
     active, start = _Active(start, lr), start.detach()
-    best = {"score": torch.full((count,), -torch.inf, device=device), "points": start.clone(), "images": None}
+    lowest = torch.full((count,), -torch.inf, device=device, dtype=start.dtype)
+    best = {"score": lowest, "points": start.clone(), "images": None}
     taken = torch.zeros(count, dtype=torch.long, device=device)
     for step in range(steps + 1):
         images = decode(active.points)
