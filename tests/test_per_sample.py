@@ -27,7 +27,7 @@ def one_by_one(model, images, strength, eps=None):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("name", architecture.MODELS)
+@pytest.mark.parametrize("name", ["vae", "linear_vae"])
 def test_equal_to_the_loop(name, sampled, images):
     with experiment.seeded(0, name):
         model = architecture.build(name).eval()
