@@ -58,21 +58,22 @@ def class_number(name, value):
     raise UserError(f"{name} has no class {value!r}; there are {', '.join(classes)}")
 
 
+def check_labels(name, attribute, uncertain):
+    """Raise UserError if a set is asked for a choice among labels that it does not offer."""
+    if attribute and not find(name).default:
+        raise UserError(f"{name} has no attributes to choose from; leave out --attribute")
+    if uncertain and name != "chexpert":
+        raise UserError(f"{name} has no uncertain labels; leave out --uncertain")
+
+
 def load(name, split, device="cpu", attribute=None, uncertain=None, root=ROOT):
     """The "train" or "test" split of a data set, as Digits or Crowds.
 
     attribute: which of CelebA's attributes or CheXpert's findings is the label; uncertain: see public_sets.chexpert.
     """
-    chosen, more = find(name), {}
-    if attribute:
-        if not chosen.default:
-            raise UserError(f"{name} has no attributes to choose from; leave out --attribute")
-        more["attribute" if name == "celeba" else "finding"] = attribute
-    if uncertain:
-        if name != "chexpert":
-            raise UserError(f"{name} has no uncertain labels; leave out --uncertain")
-        more["uncertain"] = uncertain
-    return chosen.read(split, device=device, root=root, **more)
+    check_labels(name, attribute, uncertain)
+    given = {"attribute" if name == "celeba" else "finding": attribute, "uncertain": uncertain}
+    return find(name).read(split, device=device, root=root, **{key: value for key, value in given.items() if value})
 
 
 def split(name, n, n_validation, seed, device="cpu", held_out=(), root=ROOT, **which):
@@ -80,12 +81,7 @@ def split(name, n, n_validation, seed, device="cpu", held_out=(), root=ROOT, **w
 
     held_out: classes that have no part in either (of sets with classes). n None takes all that validation leaves.
     """
-    everything = load(name, "train", device, root=root, **which)
-    if held_out:
-        everything = everything[~datasets.of_class(everything, *held_out)]
-    n = len(everything) - n_validation if n is None else n
-    drawn = datasets.draw(everything, n + n_validation, seed, "split")
-    return drawn[:n], drawn[n:]
+    return datasets.split(load(name, "train", device, root=root, **which), held_out, n, n_validation, seed)
 
 
 def unit(images):

@@ -15,7 +15,20 @@ from experiment import UserError
 from storage import load_weights, model_in
 
 
-class MnistCNN(nn.Module):
+class Classifier(nn.Module):
+    """What classifiers share: a subclass sets `body`, from images to features, and `head`, a linear layer."""
+
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+    def loss(self, x, labels):
+        return {"cross_entropy": F.cross_entropy(self(x), labels, reduction="none")}
+
+
+class MnistCNN(Classifier):
     """Ten-class CNN for 1 x 28 x 28 digits: convolutions of 16, 32, 64, 64 channels, then 512 and 256 units.
 
     The widths are those of the MNIST classifier of Diffeomorphic Counterfactuals; `features` are the 256 units.
@@ -32,17 +45,8 @@ class MnistCNN(nn.Module):
         )  # fmt: skip
         self.head = nn.Linear(256, classes)
 
-    def features(self, x):
-        return self.body(x)
 
-    def forward(self, x):
-        return self.head(self.body(x))
-
-    def loss(self, x, labels):
-        return {"cross_entropy": F.cross_entropy(self(x), labels, reduction="none")}
-
-
-class AttributeCNN(nn.Module):
+class AttributeCNN(Classifier):
     """Two-class CNN for images (C, H, W) of any size: a binary attribute, absent (0) or present (1).
 
     Strided convolutions halve the sides until they are at most 8; `features` are the 128 units before the head.
@@ -59,17 +63,8 @@ class AttributeCNN(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.25), nn.Linear(size, 128), nn.ReLU())
         self.head = nn.Linear(128, classes)
 
-    def features(self, x):
-        return self.body(x)
 
-    def forward(self, x):
-        return self.head(self.body(x))
-
-    def loss(self, x, labels):
-        return {"cross_entropy": F.cross_entropy(self(x), labels, reduction="none")}
-
-
-class ResidualCNN(nn.Module):
+class ResidualCNN(Classifier):
     """The oracle: a residual network (He et al. 2016), unlike the networks it judges in architecture and in seed.
 
     outputs: classes, or 1 for a count, which is then trained with a squared error. Batch normalisation, global average
@@ -93,9 +88,6 @@ class ResidualCNN(nn.Module):
             h = F.relu(block(h) + way(h))
         return h.sum((2, 3)) / 16 if self.counts else h.mean((2, 3))  # a count adds up over the image
 
-    def forward(self, x):
-        return self.head(self.features(x))
-
     def count(self, x):
         """Counts (B,); only of a network with one output."""
         return self(x).squeeze(1)
@@ -103,7 +95,7 @@ class ResidualCNN(nn.Module):
     def loss(self, x, labels):
         if self.counts:
             return {"squared_error": (self.count(x) - labels).square()}
-        return {"cross_entropy": F.cross_entropy(self(x), labels, reduction="none")}
+        return super().loss(x, labels)
 
 
 class CountingUNet(nn.Module):

@@ -13,6 +13,7 @@ import torch
 
 import catalogue
 import counterfactual_metrics as judged
+import datasets
 import experiment
 import figures
 import metrics
@@ -58,15 +59,15 @@ def draw_cases(found, target, count, seed, device):
     if classes is None:
         if target is not None:
             catalogue.class_number(found.data, target)
-        drawn = _draw(test, count, seed)
+        refuse_more(count, len(test), found.data)
+        drawn = datasets.draw(test, count, seed, "cases")
         images = catalogue.unit(drawn.images)
         counts = metrics.per_image(lambda x, _: found.classifier.count(x), images, batch=125)
         return Cases(images, drawn.labels, counts, None)
     seen = metrics.per_image(lambda x, _: found.classifier(catalogue.unit(x)).argmax(1), test.images)
     wanted = None if target is None else catalogue.class_number(found.data, target)
     rows = torch.arange(len(seen), device=device) if wanted is None else (seen != wanted).nonzero().squeeze(1)
-    if count > len(rows):
-        raise experiment.UserError(f"--count {count}: {len(rows)} test images of {found.data} can be taken")
+    refuse_more(count, len(rows), found.data)
     stream = experiment.generator(seed, "cases")
     rows = rows[torch.randperm(len(rows), generator=stream)[:count].to(device)]
     others = torch.randint(1, len(classes), (count,), generator=stream).to(device)
@@ -74,10 +75,9 @@ def draw_cases(found, target, count, seed, device):
     return Cases(catalogue.unit(test.images[rows]), test.labels[rows], seen[rows], targets)
 
 
-def _draw(test, count, seed):
-    if count > len(test):
-        raise experiment.UserError(f"--count {count}: {len(test)} test images can be taken")
-    return test[torch.randperm(len(test), generator=experiment.generator(seed, "cases"))[:count].to(test.labels.device)]
+def refuse_more(count, there, data):
+    if count > there:
+        raise experiment.UserError(f"--count {count}: {there} test images of {data} can be taken")
 
 
 def judges_of(found, seed, device):
@@ -85,8 +85,7 @@ def judges_of(found, seed, device):
     load = lambda model, data: train.load(recipes.run_of(model, data), model, data, device)[0]
     oracle, classes = load("residual_cnn", found.data), catalogue.find(found.data).classes
     train_set = catalogue.load(found.data, "train", device, **found.which)
-    order = torch.randperm(len(train_set), generator=experiment.generator(seed, "known"))[:KNOWN].to(device)
-    part = train_set[order]
+    part = datasets.draw(train_set, min(KNOWN, len(train_set)), seed, "known")
     features = torch.cat([metrics.features(oracle, catalogue.unit(x)) for x in part.images.split(metrics.BATCH)])
     return Judges(oracle, load("class_autoencoders", found.data) if classes else None,
                   load("mnist_cnn", "mnist") if found.data == "strokes" else None, features, part.labels)  # fmt: skip

@@ -80,8 +80,17 @@ def training_split(held_out, n, n_validation, seed, device="cpu", root=ROOT):
 
     held_out: tuple of digits, may be empty. The test set has no part in either.
     """
-    digits = mnist("train", device, root)
-    drawn = draw(digits[~of_class(digits, *held_out)], n + n_validation, seed, "split")
+    return split(mnist("train", device, root), held_out, n, n_validation, seed)
+
+
+def split(digits, held_out, n, n_validation, seed):
+    """Two disjoint parts of digits (or of any set with labels), without the classes held_out, of n and n_validation.
+
+    Drawn from the stream "split" of the seed; n None takes all that validation leaves.
+    """
+    digits = digits[~of_class(digits, *held_out)] if held_out else digits
+    n = len(digits) - n_validation if n is None else n
+    drawn = draw(digits, n + n_validation, seed, "split")
     return drawn[:n], drawn[n:]
 
 

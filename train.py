@@ -280,10 +280,7 @@ def options_of(model, data, seed, attribute, uncertain, given):
     options = {"model": model, "data": data, "seed": seed} | options | {k: v for k, v in chosen.items() if v}
     if options["held_out"] and (data != "mnist" or not model.endswith("vae")):
         raise experiment.UserError(f"--held-out is for VAEs on mnist, not for {model} on {data}")
-    if uncertain and data != "chexpert":
-        raise experiment.UserError(f"{data} has no uncertain labels; leave out --uncertain")
-    if attribute and not catalogue.find(data).default:
-        raise experiment.UserError(f"{data} has no attributes to choose from; leave out --attribute")
+    catalogue.check_labels(data, attribute, uncertain)
     return options
 
 
