@@ -11,9 +11,8 @@ features (counterfactual FID): not in those of the Inception network, so it comp
 
 import torch
 
+import metrics
 from experiment import UserError
-
-BATCH = 250
 
 # --- the oracle -----------------------------------------------------------------------------------
 
@@ -26,10 +25,10 @@ def oracle_sees(oracle, goal, images):
     """
     oracle.eval()
     if hasattr(goal, "targets"):
-        logits = torch.cat([oracle(x) for x in images.split(BATCH)])
+        logits = metrics.per_image(lambda x, _: oracle(x), images)
         confidence = logits.softmax(1).gather(1, goal.targets.unsqueeze(1)).squeeze(1)
         return {"oracle": (logits.argmax(1) == goal.targets).float(), "oracle_confidence": confidence}
-    counts = torch.cat([oracle.count(x) for x in images.split(BATCH)])
+    counts = metrics.per_image(lambda x, _: oracle.count(x), images)
     met = goal.meets(counts.unsqueeze(1)).squeeze(1).float()
     return {"oracle": met, "oracle_count": counts}
 
@@ -42,10 +41,9 @@ def neighbours(features, goal, known, labels, k=10):
     if len(known) < k:
         raise UserError(f"{k} neighbours need as many training images, not {len(known)}")
     shares = []
-    for start in range(0, len(features), BATCH):
-        rows = torch.arange(start, min(start + BATCH, len(features)), device=labels.device)
-        near = torch.cdist(features[start : start + BATCH], known).topk(k, largest=False).indices.to(labels.device)
-        shares.append(goal[rows].meets(labels[near]).float().mean(1))
+    for rows in torch.arange(len(features)).split(metrics.BATCH):
+        near = torch.cdist(features[rows], known).topk(k, largest=False).indices.to(labels.device)
+        shares.append(goal[rows.to(labels.device)].meets(labels[near]).float().mean(1))
     return torch.cat(shares)
 
 
@@ -61,7 +59,7 @@ def interpretability(autoencoders, images, origins, targets):
     that of all classes sees?
     """
     rows = torch.arange(len(images), device=images.device)
-    seen = torch.cat([autoencoders.reconstruct(x) for x in images.split(BATCH)])  # (B, classes + 1, D)
+    seen = metrics.per_image(lambda x, _: autoencoders.reconstruct(x), images)  # (B, classes + 1, D)
     flat, target, origin, every = images.flatten(1), seen[rows, targets], seen[rows, origins], seen[:, -1]
     squares = lambda a, b: (a - b).square().sum(1)
     tiny = 1e-8

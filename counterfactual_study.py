@@ -19,6 +19,7 @@ import figures
 import metrics
 import recipes
 import search
+import stand_ins
 import storage
 import tables
 import train
@@ -28,12 +29,15 @@ SHOWN = 8  # images in the figure
 
 
 class Cases(NamedTuple):
-    """images (B, C, H, W) in [0, 1]; labels (B,) true; seen (B,) by the classifier: class or count; targets or None."""
+    """images (B, C, H, W) in [0, 1]; seen (B,) by the classifier: class or count; targets (B,) or None.
+
+    test: the test split that they were drawn from, whole.
+    """
 
     images: torch.Tensor
-    labels: torch.Tensor
     seen: torch.Tensor
     targets: torch.Tensor | None
+    test: datasets.Digits | stand_ins.Crowds
 
 
 class Judges(NamedTuple):
@@ -57,13 +61,10 @@ def draw_cases(found, target, count, seed, device):
     test = catalogue.load(found.data, "test", device, **found.which)
     classes = catalogue.find(found.data).classes
     if classes is None:
-        if target is not None:
-            catalogue.class_number(found.data, target)
         refuse_more(count, len(test), found.data)
-        drawn = datasets.draw(test, count, seed, "cases")
-        images = catalogue.unit(drawn.images)
+        images = catalogue.unit(datasets.draw(test, count, seed, "cases").images)
         counts = metrics.per_image(lambda x, _: found.classifier.count(x), images, batch=125)
-        return Cases(images, drawn.labels, counts, None)
+        return Cases(images, counts, None, test)
     seen = metrics.per_image(lambda x, _: found.classifier(catalogue.unit(x)).argmax(1), test.images)
     wanted = None if target is None else catalogue.class_number(found.data, target)
     rows = torch.arange(len(seen), device=device) if wanted is None else (seen != wanted).nonzero().squeeze(1)
@@ -72,7 +73,7 @@ def draw_cases(found, target, count, seed, device):
     rows = rows[torch.randperm(len(rows), generator=stream)[:count].to(device)]
     others = torch.randint(1, len(classes), (count,), generator=stream).to(device)
     targets = (seen[rows] + others) % len(classes) if wanted is None else torch.full_like(rows, wanted)
-    return Cases(catalogue.unit(test.images[rows]), test.labels[rows], seen[rows], targets)
+    return Cases(catalogue.unit(test.images[rows]), seen[rows], targets, test)
 
 
 def refuse_more(count, there, data):
@@ -152,16 +153,14 @@ def fid(judges, goal, features):
     return metrics.frechet_distance(features, judges.known[judged.real_rows(goal, judges.labels).cpu()])
 
 
-def real_arm(found, cases, goal, judges, seed):
+def real_arm(cases, goal, judges):
     """The same of real test images that the goals are met by."""
-    device = cases.images.device
-    test = catalogue.load(found.data, "test", device, **found.which)
-    images = catalogue.unit(test.images[judged.real_rows(goal, test.labels)])
+    images = catalogue.unit(cases.test.images[judged.real_rows(goal, cases.test.labels)])
     each, features = judge(judges, cases, goal, images)
     each.pop("identity", None)  # they are other digits
     with torch.no_grad():
         part = torch.cat([goal[rows](images[rows])[1] for rows in
-                          torch.arange(len(images), device=device).split(metrics.BATCH)])  # fmt: skip
+                          torch.arange(len(images), device=images.device).split(metrics.BATCH)])  # fmt: skip
     each["validity"] = (part >= goal.threshold).float()
     return each, {"fid": fid(judges, goal, features)}
 
@@ -201,7 +200,7 @@ def measure(found, cases, goal, options, proximity, batch, seed, device, results
         each[arm], whole = measure_arm(cases, goal, judges, outcome, made, points, seconds)
         add_arm(records, arm, found.data, each[arm], whole, seed)
         shown += [(f"{arm}: g(g⁻¹(x))", made)] * (arm != "pixel") + [(arm, outcome.images)]
-    each["real"], whole = real_arm(found, cases, goal, judges, seed)
+    each["real"], whole = real_arm(cases, goal, judges)
     add_arm(records, "real", found.data, each["real"], whole, seed)
     if found.model is not None:
         add_difference(records, found.arm, found.data, each[found.arm], each["pixel"], seed)

@@ -134,7 +134,7 @@ def one_image(data, image, index, which, device):
 
 
 def class_goal(found, image, target, stop_at):
-    """(goal, name of the target, names of the image's class) of one image of a set with classes."""
+    """(goal, number of the target) of one image of a set with classes."""
     classes = catalogue.find(found.data).classes
     with torch.no_grad():
         now = int(found.classifier(image).argmax(1))
@@ -142,8 +142,8 @@ def class_goal(found, image, target, stop_at):
     if number == now:
         raise experiment.UserError(f"--target {target}: the classifier sees {classes[now]} in this image already; "
                                    f"there are {', '.join(name for name in classes if name != classes[now])}")
-    stop_at = check_confidence(stop_at)
-    return search.ClassGoal(found.classifier, torch.tensor([number], device=image.device), stop_at), number, now
+    target = torch.tensor([number], device=image.device)
+    return search.ClassGoal(found.classifier, target, check_confidence(stop_at)), number
 
 
 def check_confidence(stop_at):
@@ -167,14 +167,10 @@ def goal_of_one(found, image, target, maximize, minimize, stop_at):
     """(goal, what it is in words) of one image."""
     classes = catalogue.find(found.data).classes
     if classes is None:
-        if target is not None:
-            catalogue.class_number(found.data, target)
         with torch.no_grad():
             goal = count_goal(found, found.classifier.count(image), maximize, minimize, stop_at)
         return goal, f"a count of {goal.bounds.item():g} or {'more' if goal.directions.item() > 0 else 'less'}"
-    if maximize or minimize:
-        raise experiment.UserError(f"{found.data} has classes, it is not counted: say --target instead")
-    goal, number, _ = class_goal(found, image, target, stop_at)
+    goal, number = class_goal(found, image, target, stop_at)
     return goal, f"class {classes[number]}"
 
 
@@ -244,6 +240,10 @@ def main(dataset, model, space, image, index, count, run, classifier, target, ma
         return
     if dataset not in catalogue.SETS:
         raise experiment.UserError(f"no data set is called {dataset!r}; there are {', '.join(catalogue.SETS)}, helix")
+    if target is not None:
+        catalogue.class_number(dataset, target)
+    if (maximize or minimize) and catalogue.find(dataset).classes:
+        raise experiment.UserError(f"{dataset} has classes, it is not counted: say --target instead")
     if count and image:
         raise experiment.UserError("--image is one image, --count many: leave out one of them")
     found = set_up(dataset, model, space, run, classifier, steps, lr, device)

@@ -95,6 +95,7 @@ def test_many_images_are_measured_with_the_pixel_attack_beside(tmp_path, call):
     ("--classifier runs/attribute_cnn_strokes", "attribute_cnn trained on strokes, and mnist_cnn trained on mnist"),
     ("--index 10000", "the test split of mnist has 10000 images"),
     ("--maximize", "mnist has classes, it is not counted"),
+    ("--count 5 --maximize", "mnist has classes, it is not counted"),
     ("--stop-at 1.5", "a confidence lies between 0 and 1"),
     ("--count 20000", "10000 test images of mnist can be taken"),
     ("--count 5 --image x.png", "leave out one of them"),
