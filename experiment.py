@@ -46,6 +46,7 @@ Count = Annotated[int, Check(lambda v: v >= 1, "a whole number of at least 1")]
 Index = Annotated[int, Check(lambda v: v >= 0, "a whole number of at least 0")]
 Digit = Annotated[int, Check(lambda v: 0 <= v <= 9, "a digit, 0 to 9")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -165,6 +166,20 @@ def pick_device(name):
     if not here[name]:
         raise UserError(f"--device {name}: this machine has none; --device auto takes what is there")
     return torch.device(name)
+
+
+def precise(device, precision):
+    """The dtype of --precision: "auto" takes bfloat16 where the processor or GPU multiplies in it, else float32."""
+    if precision == "auto":
+        here = torch.cuda.is_bf16_supported() if device.type == "cuda" else (
+            device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # fmt: skip
+        precision = "bfloat16" if here else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def autocast(device, dtype):
+    """A context in which networks run in dtype; weights, and whatever is computed outside, stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
 
 
 def synchronize(device):

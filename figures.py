@@ -14,6 +14,7 @@ from storage import write_atomically
 
 COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
            "sky": "#56B4E9", "grey": "#6E6E6E"}
+TEN = (*COLOURS.values(), "#F0E442", "#000000", "#8C564B")  # ten classes
 HEAT = LinearSegmentedColormap.from_list("heat", ["white", "#F5B041", "#D55E00", "#641E16"])  # prints in grey, too
 INK = "#222222"
 STYLE = {"fontsize": 9, "color": INK}
@@ -60,11 +61,15 @@ def change_map(images, others):
 
 
 def animation(path, frames, side=280, milliseconds=80):
-    """A GIF of frames (T, C, H, W) in [0, 1], enlarged to `side` pixels, that rests on its last frame."""
+    """A GIF of frames (T, C, H, W) in [0, 1], that rests on its last frame.
+
+    side: pixels to which a frame is enlarged, or (width, height).
+    """
+    size = side if isinstance(side, tuple) else (side, side)
     pixels = (frames.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     if pixels.shape[3] == 1:
         pixels = 255 - pixels.repeat(3, 3)  # dark ink, as in the figures
-    pictures = [Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST) for frame in pixels]
+    pictures = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in pixels]
     rests = [milliseconds] * (len(pictures) - 1) + [1500]
     buffer = io.BytesIO()
     pictures[0].save(buffer, format="gif", save_all=True, append_images=pictures[1:], duration=rests, loop=0)
@@ -85,6 +90,20 @@ def boxes(path, panels, title, y_label):
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(alpha=0.25, linewidth=0.6, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def scatters(path, panels, title):
+    """Panels of points side by side, coloured by class: a list of (title, places (N, 2), classes (N,) below 10)."""
+    figure = Figure(figsize=(0.9 + 4.0 * len(panels), 4.3), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
+    for axes, (name, places, classes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number in range(10):
+            x, y = places[classes == number].T
+            axes.plot(x, y, "o", markersize=2.5, alpha=0.7, label=str(number), color=TEN[number], markeredgewidth=0)
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.set_title(name, **STYLE)
+    axes.legend(fontsize=8, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=INK)
     save(figure, path)
 
 

@@ -1,0 +1,264 @@
+"""The three variants of MNIST of Counterfactual Generative Networks (Sauer and Geiger 2021, section 4.1).
+
+    python -m cgn.data                             # a sheet of every variant; 5 s
+    python -m cgn.data --textures FOLDER           # wildlife with textures of your own, or the published ones
+
+In training the class of a digit is also that of its colour or texture; in the test set each is drawn by itself, so
+that only the shape tells the class. Images are composed on the device, a batch at a time, from 32 x 32 shapes, colours
+and textures: x = alpha f + (1 - alpha) b, in [-1, 1]. A folder of textures has object/ and background/ with ten
+images each, taken in the order of their names. Writes results/cgn/variants.png.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import datasets
+import experiment
+import figures
+
+# --- the sheet that this script draws ------------------------------------------------------------
+TEXTURES: Path | None = None  # folder of wildlife's textures; by default procedural stripes and veins
+SEED: experiment.Index = 0  # draws digits, colours and crops
+RESULTS: Path = Path("results/cgn")  # where the sheet goes
+
+SIDE = 32  # of an image
+CLASSES = 10
+TRAINING = 50_000  # double-colored and wildlife: the first 50,000 digits train, the other 10,000 test (published)
+THRESHOLD = 25  # of 255: a pixel of a digit above it is object (published: 0.1)
+VARIANTS = ("colored", "double_colored", "wildlife")
+
+# Colored: mean colour of the digit of each class, on black. The published set cannot be had; these are the mean colours
+# of the object in 200 samples a class of the published generator, which was trained on it.
+COLORED = ((194, 25, 82), (8, 137, 121), (224, 217, 33), (14, 91, 199), (228, 146, 43),
+           (141, 51, 182), (68, 227, 180), (242, 215, 213), (202, 230, 58), (172, 45, 11))  # fmt: skip
+COLORED_DEVIATION = 0.02**0.5  # of a digit's colour, in [0, 1]; published: variance 0.02
+# Double-colored: background of each class; the object has the same palette, moved on by four (published).
+PALETTE = ((0, 100, 0), (0, 0, 139), (176, 48, 96), (255, 69, 0), (255, 255, 0),
+           (222, 184, 135), (0, 255, 0), (0, 255, 255), (255, 0, 255), (100, 149, 237))  # fmt: skip
+SHIFT = 4
+DOUBLE_DEVIATION = 0.01  # published
+TEXTURE_SIDE, TEXTURE_PAD = 150, 3  # textures are resized to 150 pixels, mirrored by 3 and cropped (published)
+
+
+class Shapes(NamedTuple):
+    """Opacities (N, 1, 32, 32), uint8, and labels (N,), int64, on one device."""
+
+    alphas: torch.Tensor
+    labels: torch.Tensor
+
+    def __getitem__(self, index):
+        return Shapes(self.alphas[index], self.labels[index])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def masks(self):
+        """The true object masks, (N, 1, 32, 32), boolean."""
+        return self.alphas > THRESHOLD
+
+
+class Scenes(NamedTuple):
+    """Images (N, 3, 32, 32) in [-1, 1], labels of shape, object and background (N,), true masks (N, 1, 32, 32)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    objects: torch.Tensor
+    backgrounds: torch.Tensor
+    masks: torch.Tensor
+
+    def __getitem__(self, index):
+        return Scenes(*(part[index] for part in (self.images, self.labels, self.objects, self.backgrounds, self.masks)))
+
+    def __len__(self):
+        return len(self.labels)
+
+
+class Variant:
+    """One of VARIANTS on a device: its shapes, and how images are painted from them.
+
+    textures: a folder for wildlife, or None for the procedural ones; the other variants have none. Raises UserError
+    for an unknown name and for a folder that does not have one texture of each kind for every class.
+    """
+
+    def __init__(self, name, device="cpu", textures=None, root=datasets.ROOT):
+        if name not in VARIANTS:
+            raise experiment.UserError(f"no variant is called {name!r}; there are {', '.join(VARIANTS)}")
+        if textures is not None and name != "wildlife":
+            raise experiment.UserError(f"--textures is for wildlife, {name} has none")
+        self.name, self.device, self.folder, self.root = name, torch.device(device), textures, root
+        if name == "wildlife":
+            pair = load_textures(textures) if textures is not None else procedural_textures()
+            self.textures = [_windows(kind.to(device)) for kind in pair]
+        self.palette = torch.tensor(COLORED if name == "colored" else PALETTE, device=device) / 255
+
+    def shapes(self, split):
+        """The Shapes of "train" or "test". Colored has MNIST's own test set (published), the others hold out 10,000."""
+        part = "test" if (self.name, split) == ("colored", "test") else "train"
+        digits = datasets.mnist(part, self.device, self.root)
+        if self.name != "colored":
+            digits = digits[:TRAINING] if split == "train" else digits[TRAINING:]
+        alphas = F.interpolate(digits.images * 255, (SIDE, SIDE)).round().to(torch.uint8)  # nearest, as published
+        if self.name != "colored":  # black or white
+            alphas = (alphas > THRESHOLD).to(torch.uint8) * 255
+        return Shapes(alphas, digits.labels)
+
+    def paint(self, alphas, objects, backgrounds, stream):
+        """Images (B, 3, 32, 32) of opacities (B, 1, 32, 32), floats in [0, 1], and the labels of both textures.
+
+        stream: a CPU torch.Generator for jitter and crops.
+        """
+        return torch.lerp(self.background(backgrounds, stream), self.object(objects, stream), alphas)
+
+    def object(self, labels, stream):
+        """The object's colour or texture, (B, 3, 1 or 32, 1 or 32)."""
+        if self.name == "wildlife":
+            return self._crop(self.textures[0], labels, stream)
+        if self.name == "colored":
+            return self._jitter(self.palette[labels], COLORED_DEVIATION, stream).clamp(-1, 1)
+        return self._jitter(self.palette.roll(-SHIFT, 0)[labels], DOUBLE_DEVIATION, stream)
+
+    def background(self, labels, stream):
+        """The background's colour or texture, (B, 3, 1 or 32, 1 or 32)."""
+        if self.name == "wildlife":
+            return self._crop(self.textures[1], labels, stream)
+        if self.name == "colored":
+            return torch.full((len(labels), 3, 1, 1), -1.0, device=self.device)
+        return self._jitter(self.palette[labels], DOUBLE_DEVIATION, stream)
+
+    def _jitter(self, colours, deviation, stream):
+        noise = torch.randn(colours.shape, generator=stream).to(self.device)
+        return ((colours + deviation * noise) * 2 - 1)[:, :, None, None]
+
+    def _crop(self, windows, labels, stream):
+        top, left = torch.randint(windows.shape[2], (2, len(labels)), generator=stream).to(self.device)
+        return windows[labels, :, top, left].float() / 127.5 - 1
+
+    def scenes(self, shapes, stream, spurious):
+        """Scenes of these shapes: with colours or textures of the digit's class (spurious), or of any."""
+        drawn = torch.randint(CLASSES, (2, len(shapes)), generator=stream).to(self.device)
+        objects, backgrounds = (shapes.labels, shapes.labels) if spurious else drawn
+        images = self.paint(shapes.alphas / 255, objects, backgrounds, stream)
+        return Scenes(images, shapes.labels, objects, backgrounds, shapes.masks())
+
+    def batch(self, shapes, size, stream):
+        """`size` training Scenes, drawn with replacement."""
+        index = torch.randint(len(shapes), (size,), generator=stream).to(self.device)
+        return self.scenes(shapes[index], stream, spurious=True)
+
+    def test(self, seed=0):
+        """The test Scenes of this seed: 10,000 digits, object and background drawn by themselves."""
+        return self.scenes(self.shapes("test"), experiment.generator(seed, f"{self.name}/test"), spurious=False)
+
+    def visible(self, scenes):
+        """Boolean (N,): the object can be told from the background; double-colored can have one colour for both."""
+        if self.name != "double_colored":
+            return torch.ones_like(scenes.labels, dtype=torch.bool)
+        return (scenes.objects + SHIFT) % CLASSES != scenes.backgrounds
+
+
+# --- textures ------------------------------------------------------------------------------------
+
+
+def _windows(textures):
+    """All 32 x 32 windows of mirrored textures (10, 3, H, W), as a view (10, 3, rows, columns, 32, 32)."""
+    padded = F.pad(textures.float(), (TEXTURE_PAD,) * 4, mode="reflect").to(torch.uint8)
+    return padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)
+
+
+def load_textures(folder):
+    """(objects, backgrounds), each (10, 3, 150, 150), uint8, from folder/object and folder/background.
+
+    Raises UserError, naming what is missing, unless each has one readable image for every class.
+    """
+    return tuple(_read_textures(Path(folder) / kind) for kind in ("object", "background"))
+
+
+def _read_textures(folder):
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    numbered = {path.name.split("_")[0] for path in files}
+    missing = [str(number) for number in range(CLASSES) if str(number) not in numbered]
+    if len(files) != CLASSES:
+        raise experiment.UserError(f"{folder} should have ten textures, one for each class, and has {len(files)}"
+                                   + (f"; none begins with {', '.join(missing)}" if 0 < len(missing) < CLASSES else ""))
+    images = []
+    for path in files:
+        try:
+            with Image.open(path) as picture:
+                small = picture.convert("RGB").resize((TEXTURE_SIDE,) * 2, Image.Resampling.NEAREST)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise experiment.UserError(f"{path} cannot be read as an image: {error}") from None
+        images.append(torch.from_numpy(numpy.array(small)).permute(2, 0, 1))
+    return torch.stack(images)
+
+
+def procedural_textures():
+    """(stripes for objects, veins for backgrounds), each (10, 3, 150, 150), uint8: one of each for every class.
+
+    Always the same ones. Stripes differ in direction, width and their two colours; veins are the edges between the
+    cells of random points, on leaf-like grounds. Hues of the two kinds overlap, as those of photographs do.
+    """
+    return tuple(torch.stack([make(number) for number in range(CLASSES)]) for make in (_stripes, _veins))
+
+
+def _grid():
+    return torch.meshgrid(torch.arange(TEXTURE_SIDE) * 1.0, torch.arange(TEXTURE_SIDE) * 1.0, indexing="ij")
+
+
+def _colours(stream, n):
+    """n random colours (n, 3, 1, 1) in [0, 1]; the second of two is far from the first in brightness."""
+    colours = torch.rand(n, 3, 1, 1, generator=stream)
+    colours[1:] = torch.where(colours[:1].mean() > 0.5, colours[1:] * 0.4, 0.6 + colours[1:] * 0.4)
+    return colours
+
+
+def _finish(image, stream):
+    grain = 0.04 * torch.randn(1, TEXTURE_SIDE, TEXTURE_SIDE, generator=stream)
+    return ((image + grain).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _stripes(number):
+    stream = experiment.generator(number, "stripes")
+    one, two = _colours(stream, 2)
+    y, x = _grid()
+    angle = torch.pi * (number + float(torch.rand((), generator=stream))) / CLASSES
+    period = 6 + 10 * float(torch.rand((), generator=stream))
+    bend = torch.sin(2 * torch.pi * (x - y) / (60 + 40 * float(torch.rand((), generator=stream))))
+    wave = torch.sin(2 * torch.pi * (x * numpy.cos(angle) + y * numpy.sin(angle)) / period + bend)
+    return _finish(torch.lerp(one, two, torch.sigmoid(6 * wave)), stream)
+
+
+def _veins(number):
+    stream = experiment.generator(number, "veins")
+    ground, vein = _colours(stream, 2)
+    y, x = _grid()
+    points = torch.rand(20 + 4 * number, 2, generator=stream) * (TEXTURE_SIDE + 40) - 20
+    places = torch.stack([y, x], -1).view(-1, 2)
+    near = torch.cdist(places, points).topk(2, largest=False).values.view(TEXTURE_SIDE, TEXTURE_SIDE, 2)
+    width = 1.5 + 1.5 * float(torch.rand((), generator=stream))
+    line = torch.exp(-((near[..., 1] - near[..., 0]) / width).square())
+    shade = 0.15 * torch.sin(x / 17 + number) * torch.sin(y / 23)
+    return _finish(torch.lerp(ground + shade, vein, line), stream)
+
+
+def main(textures, seed, results):
+    rows, names = [], []
+    for name in VARIANTS:
+        variant = Variant(name, textures=textures if name == "wildlife" else None)
+        for split, spurious in (("train", True), ("test", False)):
+            shapes = datasets.draw(variant.shapes(split), 10, seed, "sheet")
+            scenes = variant.scenes(shapes, experiment.generator(seed, f"sheet/{split}"), spurious)
+            rows.append(list((scenes.images + 1) / 2))
+            names.append(f"{name.replace('_', ' ')}\n{split}")
+    path = Path(results) / "variants.png"
+    figures.image_grid(path, rows, [""] * 10, names, [[""] * 10] * len(rows),
+                       "In training colour and texture tell the class, in the test set only the shape does")
+    print(f"{path} shows ten images of each variant")
+
+
+if __name__ == "__main__":
+    experiment.run(main)

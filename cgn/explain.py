@@ -1,0 +1,139 @@
+"""What a classifier looks at: GradCAM against true masks, and t-SNE of its features (README, part 5).
+
+    python -m cgn.explain --variant wildlife --on original      # after cgn.classify --save with the same --on and seed
+
+GradCAM (Selvaraju et al. 2017) of the predicted class at the last feature maps, scaled to [0, 1] an image, is held
+against the true mask of the very image shown: overlap of its upper half with the object (iou), the mean of that and the
+overlap of the rest with the background, as the replication averaged it (iou_both), and the share of its sum that lies
+on the object (energy). The replication held two of its variants against the masks of other digits; `unrelated`
+measures that as well. Its two t-SNE panels showed one set of images twice; here one is of test images and one of
+counterfactuals.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import experiment
+import figures
+import storage
+from cgn import classifiers, data, generate, train
+
+# --- what is explained ---------------------------------------------------------------------------
+VARIANT: str = "wildlife"  # a name of data.VARIANTS
+TEXTURES: Path | None = None  # folder of wildlife's textures, as in training
+ON: tuple[str, ...] = ("original",)  # what the classifier was trained on, as given to cgn.classify
+CLASSIFIER: Path | None = None  # another checkpoint instead, also a published one
+RUN: Path | None = None  # run folder of the CGN whose counterfactuals t-SNE shows; by default the variant's
+COUNT: experiment.Count = 2000  # test images for GradCAM
+TSNE: experiment.Count = 1500  # images in each panel of t-SNE (published: 3,200)
+SEED: experiment.Index = 0  # of the classifier, and of what is drawn here
+DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
+RESULTS: Path = Path("results/cgn")  # where figures and records go
+
+SHOWN = 8  # images in the figure
+
+
+def grad_cam(model, images):
+    """(maps (B, 1, 32, 32) in [0, 1], predicted classes (B,)) of images (B, 3, 32, 32).
+
+    The gradient of the predicted class's logit, averaged over space, weighs the feature maps; what is negative in their
+    sum is cut off, and the rest scaled by its largest value (equations 1 and 2).
+    """
+    with torch.no_grad():
+        maps = model.maps(images)
+    with torch.enable_grad():
+        maps.requires_grad_()
+        best, predicted = model.head(maps).max(1)
+        slopes = torch.autograd.grad(best.sum(), maps)[0]
+    heat = F.relu((slopes.mean((2, 3), keepdim=True) * maps.detach()).sum(1, keepdim=True))
+    heat = F.interpolate(heat, images.shape[2:], mode="bilinear")
+    return heat / heat.amax((1, 2, 3), keepdim=True).clamp(1e-12), predicted
+
+
+def overlaps(heat, masks):
+    """{"iou", "iou_both", "energy": (B,)} of heat maps in [0, 1] and boolean masks, both (B, 1, 32, 32).
+
+    The upper half of a heat map is compared. A map that is 0 everywhere has energy 0.
+    """
+    hot = heat > 0.5
+    ratio = lambda a, b: (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(1)
+    object_ = ratio(hot, masks)
+    energy = (heat * masks).flatten(1).sum(1) / heat.flatten(1).sum(1).clamp(1e-12)
+    return {"iou": object_, "iou_both": (object_ + ratio(~hot, ~masks)) / 2, "energy": energy}
+
+
+def look(model, scenes, unrelated):
+    """{metric: values (N,)} of GradCAM on scenes, against their own masks and against unrelated ones."""
+    found = {}
+    for index in torch.arange(len(scenes), device=scenes.labels.device).split(500):
+        heat, _ = grad_cam(model, scenes.images[index])
+        for suffix, masks in (("", scenes.masks), ("_unrelated", unrelated)):
+            for name, value in overlaps(heat, masks[index]).items():
+                found.setdefault(name + suffix, []).append(value)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def cam_figure(model, scenes, path, title):
+    """Images, GradCAM and true masks, one column an image."""
+    heat, predicted = grad_cam(model, scenes.images[:SHOWN])
+    own = overlaps(heat, scenes.masks[:SHOWN])["iou"].tolist()
+    rows = [list((scenes.images[:SHOWN] + 1) / 2), list(heat), list(1 - scenes.masks[:SHOWN].float())]
+    captions = [[f"read as {int(p)}" for p in predicted], [f"IoU {value:.2f}" for value in own], [""] * SHOWN]
+    figures.image_grid(path, rows, [f"a {int(label)}" for label in scenes.labels[:SHOWN]],
+                       ["image", "GradCAM", "true mask"], captions, title, {(1, k) for k in range(SHOWN)})
+
+
+@torch.no_grad()
+def embed(model, sets, seed):
+    """t-SNE coordinates (N, 2) of each set of images, in one embedding."""
+    from sklearn.manifold import TSNE  # here, because importing it takes a second
+
+    features = torch.cat([model.features(part) for images in sets for part in images.split(500)])
+    places = TSNE(2, random_state=seed).fit_transform(features.cpu().numpy())
+    return torch.from_numpy(places).split([len(images) for images in sets])
+
+
+def separation(places, labels):
+    """Share of images whose nearest neighbour on the plane has their label: how well the classes lie apart."""
+    distances = torch.cdist(places, places)
+    distances.fill_diagonal_(torch.inf)
+    return float((labels[distances.argmin(1)] == labels).float().mean())
+
+
+def main(variant, textures, on, classifier, run, count, tsne, seed, device, results):
+    device = experiment.pick_device(device)
+    painted = data.Variant(variant, device, textures)
+    named = train.textures_name(painted)
+    stem = "_".join([variant, *filter(None, [named]), *on])
+    path = classifier or Path("runs") / f"classifier_{stem}{f'_seed{seed}' * bool(seed)}/ckpt/best.pt"
+    if not Path(path).is_file():
+        raise experiment.UserError(f"no classifier at {path}; python -m cgn.classify --variant {variant} --on "
+                                   f"{' '.join(on)} --seed {seed} --save makes it")
+    model = classifiers.restore(storage.load_checkpoint(path)).to(device)
+    options = {"variant": variant, "textures": named, "count": count, "tsne": tsne, "classifier": str(path)}
+    records = storage.Records(results, "explain", options, device)
+    test, arm = painted.test(), "+".join(on)
+    order = torch.randperm(len(test), generator=experiment.generator(seed, "explained")).to(device)
+    scenes, others = test[order[:count]], test.masks[order.roll(1)[:count]]
+    for metric, value in look(model, scenes, others).items():
+        records.add(arm, "test", metric, float(value.mean()), len(value), seed)
+    cam_figure(model, scenes, Path(results) / f"gradcam_{stem}.png", f"{stem.replace('_', ' ')}: where it looks")
+    source = run or train.run_of("cgn", variant, named, seed)
+    generator, _, _ = generate.load(Path(source) / "ckpt/best.pt", variant, named, device)
+    images, labels = generate.in_memory(generate.Source(generator, device, seed), tsne)
+    sets = {"test": (test.images[order[:tsne]], test.labels[order[:tsne]]),
+            "counterfactual": (images.float() / 127.5 - 1, labels[:, 0])}
+    places = dict(zip(sets, embed(model, [part for part, _ in sets.values()], seed), strict=True))
+    for name, (_, classes) in sets.items():
+        value = separation(places[name], classes.cpu())
+        records.add(arm, name, "neighbour of the same class", value, tsne, seed)
+    figures.scatters(Path(results) / f"tsne_{stem}.png", [(f"{name} images", places[name], classes.cpu())
+                     for name, (_, classes) in sets.items()], f"{stem.replace('_', ' ')}: features of the classifier")
+    for row in records.save():
+        print(f"{row['arm']}, {row['split']}, {row['metric']}: {row['value']:.3f}")
+
+
+if __name__ == "__main__":
+    experiment.run(main)

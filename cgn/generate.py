@@ -1,0 +1,264 @@
+"""Images from a trained CGN: counterfactual sets of any size, sheets, interpolations, the GIF of its training.
+
+    python -m cgn.generate --variant wildlife                    # the sheet, the interpolation and the GIF; 10 s
+    python -m cgn.generate --variant colored --size 100000       # and a counterfactual set, 1 min
+    python -m cgn.generate --variant double_colored --checkpoint FILE --size 100000      # of a published generator
+
+A counterfactual keeps a shape and takes object and background of other classes. The shape is either sampled, as in the
+paper, or abducted from a training image: what would this very image look like, were its object striped? A set goes
+straight to two memory-mapped files, NAME_images.npy (N, 3, 32, 32) and NAME_labels.npy (N, 3: shape, object,
+background), uint8. A run that is interrupted goes on where it was; until it is done the files are called .part.
+"""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy
+import torch
+from tqdm import tqdm
+
+import experiment
+import figures
+import storage
+from cgn import abduction, data, mechanisms, train
+
+# --- what is generated ---------------------------------------------------------------------------
+VARIANT: str = "colored"  # a name of data.VARIANTS
+TEXTURES: Path | None = None  # folder of wildlife's textures, as in training
+RUN: Path | None = None  # run folder of cgn.train; by default that of the variant and seed 0
+CHECKPOINT: Path | None = None  # another file to take instead of the run's, also a published one
+SIZE: experiment.Index = 0  # images of the counterfactual set; 0: none
+RATIO: experiment.Count = 1  # counterfactuals of each shape (published: 1, README 10)
+SHAPES: Literal["sampled", "abducted"] = "sampled"  # drawn from the shape mechanism, or found in training images
+OUT: Path = Path("data/cgn/counterfactuals")  # beginning of the set's two files
+SEED: experiment.Index = 0  # names the streams of latents, labels, crops
+DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
+PRECISION: experiment.Precision = "auto"  # of the networks
+RESULTS: Path = Path("results/cgn")  # where the figures go
+
+CHUNK = 500  # images at once
+SYNC_EVERY = 20  # chunks that an interruption may cost
+
+
+# --- loading -----------------------------------------------------------------------------------------
+
+
+def load(path, variant, textures, device):
+    """(generator in evaluation mode, its abduction or None, options) of a checkpoint; published ones have no options.
+
+    Raises UserError if it is of another variant or of other textures.
+    """
+    state = storage.load_checkpoint(path)
+    options = state.get("options") if "architecture" in state else None
+    if options is not None:
+        for name, wanted in (("variant", variant), ("textures", textures)):
+            if options.get(name) != wanted:
+                raise experiment.UserError(f"{path} was trained on {name} {options.get(name)}, and {wanted} is wanted")
+    generator = mechanisms.restore(state).to(device, memory_format=torch.channels_last).requires_grad_(False)
+    if "abduction" not in state:
+        return generator, None, options
+    finder = storage.load_weights(abduction.Abduction(abduction.FIELD[variant]), state["abduction"])
+    return generator, finder.eval().to(device), options
+
+
+# --- counterfactuals -----------------------------------------------------------------------------------
+
+
+class Source:
+    """Counterfactuals of one generator, a chunk at a time; every chunk has a stream of its own.
+
+    sampled: shapes from the shape mechanism. abducted: those of training images, found by the generator's abduction.
+    ratio: how many counterfactuals share a shape.
+    """
+
+    def __init__(self, generator, device, seed, ratio=1, opacities=None, context=None, factual=False):
+        """opacities: (alphas uint8 (N, 1, 32, 32), labels (N,)) of training images, or None to sample shapes.
+
+        factual: one label for all three mechanisms: what the generator was trained to make.
+        """
+        self.generator, self.device, self.seed, self.ratio = generator, device, seed, ratio
+        self.opacities, self.factual = opacities, factual
+        self.context = context or functools.partial(experiment.autocast, device, torch.float32)
+
+    @torch.no_grad()
+    def chunk(self, number, size=CHUNK):
+        """(images (size, 3, 32, 32) in [-1, 1], labels (size, 3)): chunk `number` of the set."""
+        stream = experiment.generator(self.seed, f"counterfactuals/{number}")
+        n = -(-size // self.ratio)
+        if self.opacities is None:
+            labels = torch.randint(data.CLASSES, (n,), generator=stream).to(self.device)
+        else:
+            index = torch.randint(len(self.opacities[1]), (n,), generator=stream).to(self.device)
+            labels = self.opacities[1][index]
+        many = labels.repeat_interleave(self.ratio)[:size]
+        orders = (many,) * 3 if self.factual else mechanisms.shuffled(many, stream)
+        latents = mechanisms.draw_latents(size, stream, self.device, shared=self.factual)
+        latents = (latents[0][:n].repeat_interleave(self.ratio, 0)[:size], *latents[1:])
+        with self.context():
+            parts = self.generator.parts(orders, latents, stream)
+        if self.opacities is not None:
+            mask = self.opacities[0][index].repeat_interleave(self.ratio, 0)[:size].float() / 255
+            parts = parts._replace(mask=mask)
+        return parts.image(), torch.stack(orders, 1)
+
+
+def to_bytes(images):
+    """Images in [-1, 1] as uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def in_memory(source, size):
+    """(images uint8 (size, 3, 32, 32), labels (size, 3)) on the source's device."""
+    sizes = [min(CHUNK, size - start) for start in range(0, size, CHUNK)]
+    parts = [source.chunk(number, n) for number, n in enumerate(sizes)]
+    return torch.cat([to_bytes(images) for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def write_set(source, out, size, about):
+    """Write a set to memory-mapped files, going on where an interrupted run of the same `about` was.
+
+    about: what the set is made from and how; a set that is there already and differs is refused. Raises UserError if
+    the disk has not enough room. Returns whether anything was made.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out.with_name(f"{out.name}_{kind}.npy") for kind in ("images", "labels")]
+    note, about = out.with_name(f"{out.name}.json"), about | {"size": size}
+    with storage.locked(out.parent, wait=True):
+        known = storage.read_json(note) if note.exists() else {"done": 0, "about": about}
+        if known["about"] != about:
+            changed = next(key for key in sorted(about) if known["about"].get(key) != about[key])
+            raise experiment.UserError(f"{paths[0]} was made with {changed}={known['about'].get(changed)}, not "
+                                       f"{about[changed]}: name another --out or delete {note}")
+        if known["done"] >= size and all(path.exists() for path in paths):
+            return False
+        parts = [path.with_suffix(".part") for path in paths]
+        arrays = _open_parts(parts, size, fresh=not known["done"])
+        _fill(source, arrays, known["done"], size, lambda done: storage.write_atomically(
+            note, json.dumps({"done": done, "about": about})))  # fmt: skip
+        for part, path in zip(parts, paths, strict=True):
+            part.replace(path)
+    return True
+
+
+def _open_parts(parts, size, fresh):
+    """The two memory-mapped arrays; their room on the disk is taken now, not page by page."""
+    if fresh or not all(part.exists() for part in parts):
+        need, free = size * (3 * data.SIDE**2 + 3), shutil.disk_usage(parts[0].parent).free
+        if need > free:
+            raise experiment.UserError(f"a set of {size:,} images takes {need / 1e9:.1f} GB, and {parts[0].parent} has "
+                                       f"{free / 1e9:.1f} GB left")
+    shapes = ((size, 3, data.SIDE, data.SIDE), (size, 3))
+    mode = "w+" if fresh else "r+"
+    try:
+        return [numpy.lib.format.open_memmap(part, mode, numpy.uint8, shape if fresh else None)
+                for part, shape in zip(parts, shapes, strict=True)]
+    except (OSError, ValueError) as error:
+        raise experiment.UserError(f"cannot use {parts[0]}: {error}; delete it to start over") from None
+
+
+def _fill(source, arrays, done, size, note):
+    with tqdm(total=size, initial=done, desc="counterfactuals", unit="image", disable=None) as bar:
+        while done < size:
+            images, labels = source.chunk(done // CHUNK, min(CHUNK, size - done))
+            arrays[0][done : done + len(images)] = to_bytes(images).cpu().numpy()
+            arrays[1][done : done + len(images)] = labels.cpu().numpy()
+            done += len(images)
+            bar.update(len(images))
+            if done // CHUNK % SYNC_EVERY == 0 or done == size:
+                for array in arrays:
+                    array.flush()
+                note(done)
+
+
+def read_set(out):
+    """(images, labels) of a finished set as memory-mapped arrays; raises UserError if it is not there, or torn."""
+    out = Path(out)
+    try:
+        return tuple(numpy.load(out.with_name(f"{out.name}_{kind}.npy"), mmap_mode="r")
+                     for kind in ("images", "labels"))  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise experiment.UserError(f"no counterfactual set at {out}: {error}; cgn.generate makes one") from None
+
+
+# --- figures ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sheet(generator, variant, seed, path):
+    """Mask, object, background, composite, and two counterfactuals of one shape a class."""
+    device, stream = variant.device, experiment.generator(seed, "sheet")
+    labels, latents = torch.arange(data.CLASSES, device=device), mechanisms.draw_latents(data.CLASSES, stream, device)
+    parts = generator.parts((labels,) * 3, latents, stream)
+    other = [generator.parts(mechanisms.shuffled(labels, stream), latents, stream).image() for _ in range(2)]
+    rows = [parts.mask, *((part + 1) / 2 for part in (parts.object, parts.background, parts.image(), *other))]
+    names = ["mask", "object", "background", "composite", "counter-\nfactual", "counter-\nfactual"]
+    rows[0] = 1 - rows[0]  # drawn dark on light
+    title = f"{variant.name.replace('_', ' ')}: what each mechanism makes"
+    figures.image_grid(path, [list(row) for row in rows], [str(k) for k in range(data.CLASSES)], names,
+                       [[""] * data.CLASSES] * len(rows), title)
+
+
+@torch.no_grad()
+def interpolation(generator, variant, seed, path, columns=9):
+    """One mechanism moves from a class to another, the other two stay: a row each."""
+    device, rows = variant.device, []
+    for moving in range(3):
+        stream = experiment.generator(seed, "interpolation")
+        latents = mechanisms.draw_latents(1, stream, device)
+        ends = []
+        for end in (3, 8):
+            labels = [torch.full((1,), 3, device=device) for _ in range(3)]
+            labels[moving] = torch.full((1,), end, device=device)
+            ends.append(generator.parts(labels, latents, experiment.generator(seed, "window")))
+        blend = [torch.lerp(ends[0][moving], ends[1][moving], k / (columns - 1)) for k in range(columns)]
+        field = mechanisms.Parts._fields[moving]
+        rows.append([(ends[0]._replace(**{field: part}).image()[0] + 1) / 2 for part in blend])
+    figures.image_grid(path, rows, [f"{k / (columns - 1):.2f}" for k in range(columns)],
+                       ["shape", "object", "background"], [[""] * columns] * 3,
+                       f"{variant.name.replace('_', ' ')}: one mechanism from class 3 to class 8")
+
+
+def training_film(run, path):
+    """The GIF of a training: mask, object, background and composite, a column for each class."""
+    file = Path(run) / "frames.pt"
+    if not file.is_file():
+        return False
+    frames = storage.load_checkpoint(file)["frames"].float() / 255  # (T, 4, classes, 3, 32, 32)
+    t, kinds, n = frames.shape[:3]
+    wide = frames.permute(0, 3, 1, 4, 2, 5).reshape(t, 3, kinds * data.SIDE, n * data.SIDE)
+    figures.animation(path, wide, side=(n * data.SIDE * 2, kinds * data.SIDE * 2), milliseconds=150)
+    return True
+
+
+def main(variant, textures, run, checkpoint, size, ratio, shapes, out, seed, device, precision, results):
+    device = experiment.pick_device(device)
+    painted = data.Variant(variant, device, textures)
+    named = train.textures_name(painted)
+    run = run or train.run_of("cgn", variant, named, 0)
+    path = checkpoint or Path(run) / "ckpt/best.pt"
+    generator, finder, _ = load(path, variant, named, device)
+    stem = f"{variant}{'' if named in (None, 'procedural') else '_' + named}"
+    context = functools.partial(experiment.autocast, device, experiment.precise(device, precision))
+    if shapes == "abducted" and finder is None:
+        raise experiment.UserError(f"{path} has no abduction: --shapes sampled, or train without --no-abduction")
+    sheet(generator, painted, seed, Path(results) / f"sheet_{stem}.png")
+    interpolation(generator, painted, seed, Path(results) / f"interpolation_{stem}.png")
+    if checkpoint is None:
+        training_film(run, Path(results) / f"training_{stem}.gif")
+    print(f"{Path(results)}/*_{stem}.*: sheet, interpolation, training")
+    if size:
+        opacities = None
+        if shapes == "abducted":
+            opacities = train.abduce(finder, painted, painted.shapes("train"), seed, context)[0][1:]
+        source = Source(generator, device, seed, ratio, opacities, context)
+        about = {"variant": variant, "checkpoint": str(path), "ratio": ratio, "shapes": shapes, "seed": seed}
+        made = write_set(source, out, size, about)
+        print(f"{out}_images.npy: {size:,} counterfactuals{'' if made else ', made before'}")
+
+
+if __name__ == "__main__":
+    experiment.run(main)

@@ -1,0 +1,161 @@
+"""What the mechanisms are trained by: adversaries, binary masks, texture statistics.
+
+Every loss takes float32 and gives one number for a batch; the entropy of a mask in particular is never taken in
+bfloat16, where 1 - 1e-4 is 1 and its logarithm times 0 no number.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import experiment
+from cgn.mechanisms import CLAMP, CLASSES
+
+# --- adversaries -----------------------------------------------------------------------------------
+
+
+def logistic(real, fake=None):
+    """The discriminator's loss on logits of real and fake images, or, with fake alone as `real`, the generator's.
+
+    Non-saturating (Goodfellow et al. 2014, section 3).
+    """
+    return F.softplus(-real).mean() + (F.softplus(fake).mean() if fake is not None else 0)
+
+
+def least_squares(real, fake=None):
+    """The same, with squared errors (Mao et al. 2017), half of their sum for the discriminator (published)."""
+    if fake is None:
+        return (real - 1).square().mean()
+    return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+
+# --- masks ------------------------------------------------------------------------------------------
+
+
+def binary_entropy(masks):
+    """Mean entropy of masks in bits, 0 where each pixel is 0 or 1 and 1 where all are a half (paper, L_mask)."""
+    m = masks.float().clamp(CLAMP, 1 - CLAMP)
+    return -(m * m.log2() + (1 - m) * (1 - m).log2()).mean()
+
+
+def area(masks, least=0.1, most=0.9):
+    """How far the mean of each mask is outside [least, most], averaged (paper, the second half of L_mask)."""
+    means = masks.float().mean((1, 2, 3))
+    return (F.relu(least - means) + F.relu(means - most)).mean()
+
+
+def edge(masks, band):
+    """Mean of the masks on their outermost `band` pixels: objects do not touch the border."""
+    inner = masks[:, :, band:-band, band:-band].float().sum()
+    pixels = masks.shape[2] * masks.shape[3] - (masks.shape[2] - 2 * band) * (masks.shape[3] - 2 * band)
+    return (masks.float().sum() - inner) / (len(masks) * pixels)
+
+
+# --- texture ------------------------------------------------------------------------------------------
+
+
+class RandomFilters(nn.Module):
+    """Fixed random filters of sides 3, 5 and 7, rectified, on every second pixel: (B, 48, 16, 16).
+
+    Random filters of several sizes carry texture about as well as trained ones (Ustyuzhaninov et al. 2016); no
+    pretrained network is needed. Each filter has mean 0 over space and norm 1, and a sister of the opposite sign, so
+    that rectifying loses nothing.
+    """
+
+    SIDES, EACH = (3, 5, 7), 8
+
+    def __init__(self):
+        super().__init__()
+        stream = experiment.generator(0, "random filters")
+        for side in self.SIDES:
+            filters = torch.randn(self.EACH, 3, side, side, generator=stream)
+            filters[1:] -= filters[1:].mean((2, 3), keepdim=True)  # the first of each size sees the colour itself
+            filters /= filters.flatten(1).norm(dim=1)[:, None, None, None]
+            self.register_buffer(f"filters_{side}", torch.cat([filters, -filters]))
+
+    def forward(self, x):
+        seen = (F.conv2d(x, getattr(self, f"filters_{side}"), stride=2, padding=side // 2) for side in self.SIDES)
+        return [F.relu(torch.cat(list(seen), 1)).float()]
+
+
+class VGG16(nn.Module):
+    """Activations of relu1_2, 2_2, 3_3 and 4_3 of torchvision's VGG16 with ImageNet weights, fetched at first use.
+
+    Images in [-1, 1] are brought to ImageNet's mean and deviation first. Raises UserError where the weights cannot be
+    had. weights: None for random ones, in tests.
+    """
+
+    TAPS = (3, 8, 15, 22)
+    MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, weights="IMAGENET1K_V1"):
+        super().__init__()
+        import torchvision  # here, because it takes a second and is rarely needed
+
+        try:
+            layers = torchvision.models.vgg16(weights=weights).features
+        except Exception as error:  # every way in which a network or a damaged file can fail
+            raise experiment.UserError(f"--features vgg16: its weights cannot be had ({error}); random needs "
+                                       "none") from None
+        self.layers = layers[: self.TAPS[-1] + 1].requires_grad_(False).eval()
+        for name, values in (("mean", self.MEAN), ("deviation", self.DEVIATION)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+
+    def forward(self, x):
+        h, found = ((x + 1) / 2 - self.mean) / self.deviation, []
+        for number, layer in enumerate(self.layers):
+            h = layer(h)
+            if number in self.TAPS:
+                found.append(h.float())
+        return found
+
+
+def features(name, device):
+    """The network of --features: "random" or "vgg16"."""
+    return {"random": RandomFilters, "vgg16": VGG16}[name]().to(device).requires_grad_(False)
+
+
+def gram(maps):
+    """Products of channels averaged over space, (B, C, C), of maps (B, C, H, W) (Gatys et al. 2016)."""
+    flat = maps.flatten(2)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def class_means(grams, labels):
+    """(mean Gram matrix of each class (classes, C, C), which classes are there (classes,))."""
+    one_hot = F.one_hot(labels, CLASSES).float()  # (B, classes)
+    counts = one_hot.sum(0)
+    means = (one_hot.T @ grams.flatten(1)) / counts.clamp(1)[:, None]
+    return means.view(CLASSES, *grams.shape[1:]), counts > 0
+
+
+class TextureStatistics:
+    """Mean Gram matrices of every class, of real images, against which generated ones are held.
+
+    They are measured once; a step then costs the generated images only.
+    """
+
+    def __init__(self, network, images, labels):
+        """network: a function from images to a list of maps; images (N, 3, 32, 32), labels (N,), every class there."""
+        self.network = network
+        with torch.no_grad():
+            parts = [[gram(maps) for maps in network(some)] for some in images.split(500)]
+            self.targets = [class_means(torch.cat(layer), labels)[0] for layer in zip(*parts, strict=True)]
+        self.scales = [target.abs().mean() for target in self.targets]
+
+    def loss(self, x, labels):
+        """Mean absolute distance of the classes' mean Gram matrices, relative to their size, summed over the layers."""
+        total = 0
+        for maps, target, scale in zip(self.network(x), self.targets, self.scales, strict=True):
+            means, there = class_means(gram(maps), labels)
+            total = total + (means - target)[there].abs().mean() / scale
+        return total
+
+
+def gram_distance(network, x, real, weights):
+    """Mean absolute distance of two batches' Gram matrices, layer by layer, image by image (published).
+
+    weights: one for each layer of the network; published for MNIST with VGG16, .05 .1 .01 0 for colored.
+    """
+    pairs = zip(weights, network(x), network(real), strict=True)
+    return sum(weight * (gram(a) - gram(b)).abs().mean() for weight, a, b in pairs if weight)

@@ -1,0 +1,333 @@
+"""Train a CGN, or the conditional GAN it is compared with, on a variant of MNIST (README, part 5).
+
+    python -m cgn.train --variant double_colored       # 4 min on 2 cores
+    python -m cgn.train --variant wildlife --textures FOLDER
+    python -m cgn.train --variant colored --model gan  # the baseline without mechanisms
+    python -m cgn.train --no-abduction                 # mechanisms against one adversary on whole images
+    python -m cgn.train --model published_cgn          # the published networks, losses and batch; hours
+
+Ours has two steps: abduction learns to find the shape in the training images (abduction.py), then every mechanism plays
+against an adversary of its own (games.py). Writes runs/cgn_VARIANT/: options.json, log.jsonl, ckpt/{best,last}.pt (best
+is the running average at the end: nothing is selected), frames.pt for the GIF of the training, and a record. A run
+that was killed goes on from last.pt and ends with the same bytes. A generator whose masks have collapsed is trained to
+the end, and said to have collapsed in the log, on the terminal and in the record.
+"""
+
+import functools
+import hashlib
+import math
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+import experiment
+import storage
+from cgn import abduction, data, games, losses, mechanisms
+
+# --- what is trained ----------------------------------------------------------------------------
+VARIANT: str = "colored"  # a name of data.VARIANTS
+MODEL: Literal["cgn", "gan", "published_cgn"] = "cgn"  # ours, the baseline, or the published networks and losses
+TEXTURES: Path | None = None  # folder of wildlife's textures; by default procedural ones
+SEED: experiment.Index = 0  # names the streams of initialisation, data, latents
+DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
+PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where the processor multiplies in it
+RUN: Path | None = None  # run folder; by default runs/cgn_VARIANT and what differs from the defaults
+RESULTS: Path = Path("results/cgn")  # where the record of a finished training goes
+
+# --- how ---------------------------------------------------------------------------------------
+STEPS: experiment.Count | None = None  # by default 3,000, gan 1,500, published_cgn 46,875 (15 epochs)
+BATCH: experiment.Count | None = None  # images a step; by default 64, published_cgn 16
+LR: experiment.Positive | None = None  # of Adam; by default 7e-4, gan 5e-4, falling in the second half; published 2e-4
+ABDUCTION: bool = True  # find the shapes of real images first; without it one adversary sees whole images
+SHAPE_ADVERSARY: experiment.NotNegative = 1.0  # weight; only with abduction
+TEXTURE_ADVERSARY: experiment.NotNegative = 1.0  # weight; only with abduction
+ENTROPY: experiment.NotNegative | None = None  # weight of the masks' binary entropy; by default 0.1, published .1 to .3
+TEXTURE: experiment.NotNegative | None = None  # weight of the Gram matrices; by default 0.1
+EDGE: experiment.NotNegative = 0.0  # weight of masks near the border; only without abduction
+FEATURES: Literal["random", "vgg16"] = "random"  # whose Gram matrices: fixed random filters, or ImageNet's VGG16
+
+DEFAULTS = {"cgn": {"steps": 3000, "batch": 64, "lr": 7e-4, "entropy": 0.1, "texture": 0.1},
+            "gan": {"steps": 1500, "batch": 64, "lr": 5e-4, "entropy": 0.0, "texture": 0.0},
+            "published_cgn": {"steps": 46_875, "batch": 16, "lr": 2e-4, "entropy": None, "texture": 1.0}}  # fmt: skip
+# The published weights: entropy, those of the layers' Gram matrices, initialisation of the networks.
+PUBLISHED = {"colored": (0.1, (0.05, 0.1, 0.01, 0.0), ("orthogonal", 0.1)),
+             "double_colored": (0.3, (0.0, 0.05, 0.0, 0.05), ("orthogonal", 0.2)),
+             "wildlife": (0.3, (0.01, 0.05, 0.0, 0.01), ("normal", 0.03))}  # fmt: skip
+PUBLISHED_TEXTURES = "4cc10ec041"  # digest of the textures that the authors chose from the Describable Textures
+CANVAS = {"colored": 1, "double_colored": 1, "wildlife": 64}  # side of the textures' canvases: a colour is one pixel
+GAN_WIDTH = 16  # of the baseline; the replication's checkpoints have 64, at 13 times the cost
+SAVE_AFTER = 60  # seconds that a kill may cost
+FRAMES = 40  # pictures of the GIF
+COLLAPSED = (0.02, 0.6)  # a class whose mean mask is outside has collapsed: MNIST's digits cover 0.08 to 0.25
+
+
+# --- options and run folder ------------------------------------------------------------------------
+
+
+def textures_name(variant):
+    """A variant's textures in a record: "procedural", "published", or a digest of others; None for colours."""
+    if variant.name != "wildlife":
+        return None
+    if variant.folder is None:
+        return "procedural"
+    digest = hashlib.sha256()
+    for kind in variant.textures:
+        digest.update(kind[:, :, ::32, ::32].cpu().contiguous().numpy().tobytes())
+    name = digest.hexdigest()[:10]
+    return "published" if name == PUBLISHED_TEXTURES else name
+
+
+def run_of(model, variant, textures, seed, **differing):
+    """The default run folder: the model, the variant and what differs from the defaults."""
+    words = {"cgn": "cgn", "gan": "cgn_gan", "published_cgn": "cgn_published"}[model]
+    words = [words, variant] + ([textures] if textures not in (None, "procedural") else [])
+    words += [f"{name}_{value:g}" for name, value in sorted(differing.items())]
+    return Path("runs") / "_".join([*words, *([f"seed{seed}"] if seed else [])])
+
+
+def check(model, abduction, edge):
+    """Raise UserError for options that contradict each other."""
+    if edge and (abduction or model == "gan"):
+        raise experiment.UserError("--edge is for a CGN trained with --no-abduction: abduction knows the border, and a "
+                                   "GAN has no mask")
+
+
+# --- building the game -------------------------------------------------------------------------------
+
+
+def make_batch(variant, shapes, size, opacities=None):
+    """A function from a stream to (images, opacities or None, labels) of training images.
+
+    opacities: (images, opacities, labels) of the whole training set, from which batches are then drawn.
+    """
+    def fresh(stream):
+        scenes = variant.batch(shapes, size, stream)
+        return scenes.images, None, scenes.labels
+
+    def inferred(stream):
+        index = torch.randint(len(shapes), (size,), generator=stream).to(variant.device)
+        images, alphas, labels = (part[index] for part in opacities)
+        return images.float() / 127.5 - 1, alphas.float() / 255, labels
+
+    return inferred if opacities else fresh
+
+
+def abduce(model, variant, shapes, seed, context):
+    """(images uint8, opacities uint8, labels) of one composition of the whole training set."""
+    flat, found, stream = variant.name != "wildlife", [], experiment.generator(seed, "training set")
+    for index in torch.arange(len(shapes), device=variant.device).split(500):
+        scenes = variant.scenes(shapes[index], stream, spurious=True)
+        with context():
+            alphas = model.opacities(scenes.images.contiguous(memory_format=torch.channels_last), scenes.labels, flat)
+        found.append([((scenes.images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
+                      (alphas * 255).round().to(torch.uint8), scenes.labels, scenes.masks])
+    images, alphas, labels, masks = (torch.cat(part) for part in zip(*found, strict=True))
+    overlap = ((alphas > 127) & masks).sum((1, 2, 3)) / ((alphas > 127) | masks).sum((1, 2, 3)).clamp(1)
+    return (images, alphas, labels), float(overlap.mean())
+
+
+def texture_statistics(features, batch, device, seed):
+    """TextureStatistics of 2,000 real images."""
+    drawn = [batch(experiment.generator(seed, f"statistics/{k}")) for k in range(math.ceil(2000 / 64))]
+    images, labels = torch.cat([part[0] for part in drawn]), torch.cat([part[2] for part in drawn])
+    return losses.TextureStatistics(losses.features(features, device), images, labels)
+
+
+def settings_of(model, variant):
+    """What the generator is built with, as its checkpoint says."""
+    return {"cgn": {"side": CANVAS[variant]}, "gan": {"width": GAN_WIDTH}}.get(model, {})
+
+
+def make_game(options, variant, shapes, opacities, context):
+    """The game of these options, ready for its first step."""
+    o, device = options, variant.device
+    batch = make_batch(variant, shapes, o["batch"], opacities)
+    more = {"initialisation": PUBLISHED[variant.name][2]} if o["model"] == "published_cgn" else {}
+    with experiment.seeded(o["seed"], "initialisation"):
+        generator = mechanisms.build(o["model"], **settings_of(o["model"], variant.name), **more)
+        generator = generator.to(device, memory_format=torch.channels_last)
+        if opacities:
+            weights = {name: o[name] for name in ("shape_adversary", "texture_adversary", "entropy", "texture")}
+            statistics = texture_statistics(o["features"], batch, device, o["seed"]) if o["texture"] else None
+            return games.PartsGame(generator, batch, statistics, weights, o["lr"], context, o["seed"])
+        published = o["model"] == "published_cgn"
+        adversary = (mechanisms.Discriminator if not published else mechanisms.ConvDiscriminator
+                     if variant.name == "wildlife" else mechanisms.LinearDiscriminator)()  # fmt: skip
+    weights = {name: o[name] for name in ("entropy", "texture", "edge")}
+    weights |= {"area": 0.0 if published or o["model"] == "gan" else 1.0}
+    if published:
+        network = losses.features(o["features"], device)
+        layers = PUBLISHED[variant.name][1] if o["features"] == "vgg16" else (sum(PUBLISHED[variant.name][1]),)
+        statistics = lambda made, real, labels: losses.gram_distance(network, made, real, layers)
+        weights["entropy"] = PUBLISHED[variant.name][0] if o["entropy"] is None else o["entropy"]
+    else:
+        found = texture_statistics(o["features"], batch, device, o["seed"]) if o["texture"] else None
+        statistics = lambda made, real, labels: found.loss(made, labels)
+    return games.ImageGame(generator, adversary.to(device, memory_format=torch.channels_last),
+                           losses.least_squares if published else losses.logistic, batch, statistics, weights, o["lr"],
+                           (0.5, 0.999) if published else (0.0, 0.99), context, o["seed"], falling=not published)
+
+
+# --- the run -------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A training in its folder: abduction first, then the game; saved on the way, and taken up where it was."""
+
+    def __init__(self, folder, options, variant, context):
+        self.folder, self.options, self.variant, self.context = folder, options, variant, context
+        self.shapes = variant.shapes("train")
+        self.abduction, self.frames, self.step = None, [], 0
+        self.last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
+        self.iou = self.last.get("iou")
+        if options["abduction"]:
+            self.find_shapes()
+        opacities = self.infer() if options["abduction"] else None
+        self.game = make_game(options, variant, self.shapes, opacities, context)
+        if "game" in self.last:
+            self.game.restore(self.last["game"])
+            self.step, self.frames = self.last["step"], list(self.last["frames"])
+        self.log = folder.open_log(keep=self.last.get("lines", 0))
+        self.lines = self.last.get("lines", 0)
+
+    def find_shapes(self):
+        """Learn the abduction, or take it from the checkpoint."""
+        name = self.variant.name
+        with experiment.seeded(self.options["seed"], "abduction"):
+            self.abduction = abduction.Abduction(abduction.FIELD[name]).to(self.variant.device)
+        if "abduction" in self.last:
+            storage.load_weights(self.abduction, self.last["abduction"])
+            self.abduction.eval()
+            return
+        steps = abduction.STEPS[name]
+        stream = lambda purpose: experiment.generator(self.options["seed"], f"abduction/{purpose}")
+        batch = lambda purpose: self.variant.batch(self.shapes, abduction.BATCH, stream(purpose))
+        with tqdm(total=sum(steps), desc="abduction", unit="step", disable=None) as bar:
+            abduction.learn(self.abduction, batch, steps, self.context, bar.update)
+        self.last = {"abduction": self.abduction.state_dict(), "lines": 0}
+        storage.save_checkpoint(self.folder.last, self.last)
+
+    def infer(self):
+        found, self.iou = abduce(self.abduction, self.variant, self.shapes, self.options["seed"], self.context)
+        storage.save_checkpoint(self.folder.path / "opacities.pt", {"alphas": found[1], "labels": found[2]})
+        return found
+
+    def go_on(self):
+        """The steps that are still to be done; raises UserError if a loss is not finite."""
+        total, saved = self.options["steps"], time.perf_counter()
+        sums, started = {}, time.perf_counter()
+        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
+            while self.step < total:
+                self.game.set_rate(self.step / total)
+                for name, value in self.game.step(self.step).items():
+                    sums[name] = sums.get(name, 0) + value.detach()
+                self.step += 1
+                bar.update()
+                if self.step % max(1, total // FRAMES) == 0:
+                    self.frames.append(self.picture())
+                if self.step % min(100, total) == 0 or self.step == total:
+                    self.note(sums, time.perf_counter() - started)
+                    sums, started = {}, time.perf_counter()
+                    if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
+                        self.save()
+                        saved = time.perf_counter()
+
+    def note(self, sums, seconds):
+        since = self.step % 100 or min(100, self.options["steps"])
+        means = {name: float(value) / since for name, value in sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise experiment.UserError(f"{name} became {value} before step {self.step}; the last good checkpoint "
+                                           "is kept: a smaller --lr is worth a try")
+        self.log.write(storage.json_line({"step": self.step} | means | {"seconds": seconds}))
+        self.lines += 1
+
+    @torch.no_grad()
+    def picture(self):
+        """Mask, object, background and composite of one latent a class, (4, classes, 3, 32, 32), uint8."""
+        labels = torch.arange(data.CLASSES, device=self.variant.device)
+        stream = experiment.generator(self.options["seed"], "frames")
+        latents = mechanisms.draw_latents(len(labels), stream, labels.device)
+        parts = self.game.average.parts((labels,) * 3, latents, stream)
+        shown = [parts.mask.expand(-1, 3, -1, -1) * 2 - 1, parts.object, parts.background, parts.image()]
+        shown = [(part + 1) / 2 for part in shown]
+        return (torch.stack(shown).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+    def save(self):
+        """Write last.pt, from which training goes on, and best.pt, which the other scripts load."""
+        model = self.options["model"]
+        made = {"name": model, "settings": settings_of(model, self.variant.name)}
+        kept = {"abduction": self.abduction.state_dict()} if self.abduction else {}
+        about = {"architecture": made, "options": self.options, "iou": self.iou} | kept
+        storage.save_checkpoint(self.folder.best, about | {"model": self.game.average.state_dict(), "step": self.step})
+        storage.save_checkpoint(self.folder.path / "frames.pt", {"frames": torch.stack(self.frames)})
+        storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "step": self.step,
+                                                           "frames": self.frames, "lines": self.lines})
+
+
+def train(path, options, variant, context):
+    """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
+    with storage.RunFolder(path, options) as folder:
+        trained = not folder.finished()
+        if trained:
+            run = Run(folder, options, variant, context)
+            run.go_on()
+            run.log.write(storage.json_line({"event": "finished", "steps": run.step}))
+            run.log.close()
+        return storage.load_checkpoint(folder.best), trained
+
+
+@torch.no_grad()
+def mean_masks(generator, device, seed, n=100):
+    """Mean mask (classes,) of n samples of each class."""
+    labels = torch.arange(data.CLASSES, device=device).repeat_interleave(n)
+    stream = experiment.generator(seed, "mean masks")
+    parts = generator.parts((labels,) * 3, mechanisms.draw_latents(len(labels), stream, device), stream)
+    return parts.mask.view(data.CLASSES, -1).mean(1).cpu()
+
+
+def measure(path, best, trained, options, device, results):
+    """Record the finished run, once for each training: mean masks, collapsed classes, seconds, and abduction's IoU."""
+    records = storage.Records(results, "train", options, device)
+    if records.earlier() and not trained:
+        return
+    arm, split = options["model"], options["variant"]
+    lines = [line for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
+    add = functools.partial(records.add, arm, split, seed=options["seed"])
+    add("training seconds", sum(line["seconds"] for line in lines), n=options["steps"] * options["batch"])
+    if best.get("iou") is not None:
+        add("abduction iou", best["iou"], n=60_000 if split == "colored" else data.TRAINING)
+    if options["model"] != "gan":
+        means = mean_masks(mechanisms.restore(best).to(device), device, options["seed"])
+        gone = [number for number, mean in enumerate(means.tolist()) if not COLLAPSED[0] < mean < COLLAPSED[1]]
+        add("mean mask", float(means.mean()), n=1000)
+        add("collapsed classes", len(gone), n=data.CLASSES)
+        if gone:
+            print(f"{path}: the masks of {', '.join(map(str, gone))} have collapsed (mean mask "
+                  f"{', '.join(f'{means[number]:.2f}' for number in gone)})")
+    records.save()
+
+
+def main(variant, model, textures, seed, device, precision, run, results, steps, batch, lr, abduction, shape_adversary,
+         texture_adversary, entropy, texture, edge, features):
+    abduction = abduction and model == "cgn"
+    check(model, abduction, edge)
+    device = experiment.pick_device(device)
+    painted = data.Variant(variant, device, textures)
+    dtype = experiment.precise(device, precision)
+    given = {"steps": steps, "batch": batch, "lr": lr, "entropy": entropy, "texture": texture}
+    chosen = {name: DEFAULTS[model][name] if value is None else value for name, value in given.items()}
+    options = {"variant": variant, "model": model, "textures": textures_name(painted), "seed": seed} | chosen | {
+        "precision": str(dtype).removeprefix("torch."), "abduction": abduction, "shape_adversary": shape_adversary,
+        "texture_adversary": texture_adversary, "edge": edge, "features": features}  # fmt: skip
+    path = run or run_of(model, variant, options["textures"], seed)
+    best, trained = train(path, options, painted, functools.partial(experiment.autocast, device, dtype))
+    measure(path, best, trained, options, device, results)
+    print(f"{path}: {'trained' if trained else 'trained before'}, {best['step']:,} steps")
+
+
+if __name__ == "__main__":
+    experiment.run(main)
