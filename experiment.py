@@ -87,6 +87,12 @@ def _comments(source):
     return dict(re.findall(r"^([A-Z][A-Z0-9_]*)\b[^#\n]*#\s*(.*)$", source, re.MULTILINE))
 
 
+def _name(script):
+    """What a script is called in its help and its errors: train.py, cgn.train."""
+    module = script.__spec__.name if script.__spec__ else ""
+    return module if "." in module else Path(script.__file__).name
+
+
 def parse_options(script, argv):
     """Options of a script (a module): its annotated UPPER_CASE constants, overridden by argv.
 
@@ -95,7 +101,7 @@ def parse_options(script, argv):
     """
     source = Path(script.__file__)
     helps = _comments(source.read_text())
-    parser = _Parser(source.name, description=script.__doc__, allow_abbrev=False,
+    parser = _Parser(_name(script), description=script.__doc__, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(script, include_extras=True)
     rules = {name: _unpack(hint) for name, hint in hints.items() if name.isupper()}
@@ -132,7 +138,7 @@ def run(main, argv=None):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         line, code = f"cannot write {error.filename or 'a result'}: {error.strerror}", 2
-    print(f"{Path(script.__file__).name}: {' '.join(line.split())}", file=sys.stderr)
+    print(f"{_name(script)}: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)
 
 
