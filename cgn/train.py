@@ -60,6 +60,7 @@ PUBLISHED_TEXTURES = "4cc10ec041"  # digest of the textures that the authors cho
 CANVAS = {"colored": 1, "double_colored": 1, "wildlife": 64}  # side of the textures' canvases: a colour is one pixel
 GAN_WIDTH = 16  # of the baseline; the replication's checkpoints have 64, at 13 times the cost
 SAVE_AFTER = 60  # seconds that a kill may cost
+LOG_EVERY = 100  # steps
 FRAMES = 40  # pictures of the GIF
 COLLAPSED = (0.02, 0.6)  # a class whose mean mask is outside has collapsed: MNIST's digits cover 0.08 to 0.25
 
@@ -228,7 +229,7 @@ class Run:
                 bar.update()
                 if self.step % max(1, total // FRAMES) == 0:
                     self.frames.append(self.picture())
-                if self.step % min(100, total) == 0 or self.step == total:
+                if self.step % LOG_EVERY == 0 or self.step == total:
                     self.note(sums, time.perf_counter() - started)
                     sums, started = {}, time.perf_counter()
                     if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
@@ -236,7 +237,7 @@ class Run:
                         saved = time.perf_counter()
 
     def note(self, sums, seconds):
-        since = self.step % 100 or min(100, self.options["steps"])
+        since = self.step % LOG_EVERY or LOG_EVERY
         means = {name: float(value) / since for name, value in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):

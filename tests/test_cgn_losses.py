@@ -1,0 +1,98 @@
+"""Losses against hand-made numbers, and where bfloat16 would break them."""
+
+import math
+
+import pytest
+import torch
+
+import experiment
+from cgn import losses
+
+
+def test_entropy_is_zero_for_binary_masks_and_one_for_halves():
+    binary = (torch.rand(3, 1, 32, 32) > 0.5).float()
+    assert losses.binary_entropy(binary) < 2e-3
+    assert losses.binary_entropy(torch.full((3, 1, 32, 32), 0.5)) == pytest.approx(1)
+    expected = -(0.2 * math.log2(0.2) + 0.8 * math.log2(0.8))
+    assert float(losses.binary_entropy(torch.full((2, 1, 4, 4), 0.2))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_entropy_of_a_bfloat16_mask_is_finite():
+    """1 - 1e-4 is 1 in bfloat16; computed there, the entropy would not be a number."""
+    mask = torch.tensor([0.0, 1.0, 0.99995]).to(torch.bfloat16).requires_grad_()
+    value = losses.binary_entropy(mask)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(mask.grad).all()
+
+
+def test_adversaries():
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 1.0])
+    softplus = lambda v: math.log1p(math.exp(v))
+    assert float(losses.logistic(real, fake)) == pytest.approx(
+        (softplus(0) + softplus(-2)) / 2 + (softplus(-1) + softplus(1)) / 2)
+    assert float(losses.logistic(fake)) == pytest.approx((softplus(1) + softplus(-1)) / 2)
+    assert float(losses.least_squares(real, fake)) == pytest.approx((1 + 1) / 2 / 2 + 1 / 2)
+    assert float(losses.least_squares(fake)) == pytest.approx((4 + 0) / 2)
+
+
+def test_area_and_edge():
+    masks = torch.zeros(2, 1, 10, 10)
+    masks[0, :, :5] = 1  # mean 0.5
+    assert float(losses.area(masks, 0.1, 0.4)) == pytest.approx((0.1 + 0.1) / 2)
+    assert float(losses.area(masks[:1], 0.1, 0.9)) == 0
+    assert float(losses.edge(masks, 1)) == pytest.approx((10 + 4 * 2) / (2 * 36))
+
+
+def test_gram_is_the_mean_product_of_channels():
+    maps = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(losses.gram(maps), torch.einsum("bchw,bdhw->bcd", maps, maps) / 20)
+
+
+def test_class_means_are_those_of_a_loop():
+    grams, labels = torch.randn(12, 3, 3), torch.tensor([0, 0, 3, 3, 3, 9, 9, 9, 9, 1, 1, 1])
+    means, there = losses.class_means(grams, labels)
+    assert there.nonzero()[:, 0].tolist() == [0, 1, 3, 9]
+    for k in (0, 1, 3, 9):
+        torch.testing.assert_close(means[k], grams[labels == k].mean(0))
+
+
+def test_random_filters_are_always_the_same_and_tell_textures_apart():
+    one, two = losses.RandomFilters(), losses.RandomFilters()
+    stripes = torch.zeros(10, 3, 32, 32)
+    stripes[:, :, ::4] = 1
+    turned = stripes.transpose(2, 3)
+    for a, b in zip(one(stripes), two(stripes), strict=True):
+        assert a.shape == (10, 48, 16, 16)
+        assert torch.equal(a, b)
+    statistics = losses.TextureStatistics(one, stripes, torch.arange(10))
+    assert float(statistics.loss(stripes, torch.arange(10))) < 1e-5
+    assert float(statistics.loss(turned, torch.arange(10))) > 0.05
+
+
+def test_statistics_compare_the_same_class():
+    """A batch whose classes have each other's textures is far off, although the batch as a whole is the same."""
+    images, labels = torch.rand(10, 1, 1, 1).expand(10, 3, 32, 32), torch.arange(10)
+    statistics = losses.TextureStatistics(losses.RandomFilters(), images, labels)
+    assert float(statistics.loss(images, labels)) < 1e-5
+    assert float(statistics.loss(images.flip(0), labels)) > 0.05
+
+
+def test_vgg_in_its_true_format_on_random_weights():
+    net = losses.VGG16(weights=None)
+    maps = net(torch.rand(1, 3, 32, 32) * 2 - 1)
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    grey = (net.mean.squeeze() * 2 - 1).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    assert float(losses.gram_distance(net, grey, grey, (1, 1, 1, 1))) == 0
+    assert all(not p.requires_grad for p in net.parameters())
+
+
+def test_vgg_that_cannot_be_had_is_one_line(monkeypatch):
+    import torchvision
+
+    def fail(weights):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models, "vgg16", fail)
+    with pytest.raises(experiment.UserError, match=r"vgg16: its weights cannot be had \(no network\)"):
+        losses.features("vgg16", torch.device("cpu"))

@@ -1,0 +1,365 @@
+"""The steps of a CGN as a user runs them, on a small training set: train, generate, classify, explain, analyse."""
+
+import json
+
+import numpy
+import pytest
+import torch
+
+import experiment
+import storage
+from cgn import abduction, analyse, classifiers, classify, data, explain, games, generate, mechanisms, readers, train
+
+SHORT = ("--steps", "4", "--batch", "8")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """600 training images, 200 test images, and a short abduction."""
+    whole = data.Variant.shapes
+    sizes = {"train": 600, "test": 200}
+    monkeypatch.setattr(data.Variant, "shapes", lambda self, split: whole(self, split)[: sizes[split]])
+    monkeypatch.setattr(abduction, "STEPS", {"colored": (30, 0), "double_colored": (30, 0), "wildlife": (6, 4)})
+
+
+@pytest.fixture
+def trained(call, tmp_path):
+    """A run of four steps on double-colored."""
+    code, _, error = call("cgn.train", "--variant", "double_colored", *SHORT, "--run", tmp_path / "run",
+                          "--results", tmp_path / "results")  # fmt: skip
+    assert code == 0, error
+    return tmp_path / "run"
+
+
+def weights(run):
+    return storage.load_checkpoint(run / "ckpt/best.pt")["model"]
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# --- training ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variant", "model", "more"), [
+    ("colored", "cgn", ()), ("wildlife", "cgn", ()), ("double_colored", "gan", ()), ("colored", "published_cgn", ()),
+    ("wildlife", "published_cgn", ()), ("double_colored", "cgn", ("--no-abduction", "--edge", "0.1")),
+])  # fmt: skip
+def test_every_kind_of_training_moves_and_leaves_its_record(call, tmp_path, variant, model, more):
+    code, _, error = call("cgn.train", "--variant", variant, "--model", model, *SHORT, *more, "--run", tmp_path / "run",
+                          "--results", tmp_path / "results")  # fmt: skip
+    assert code == 0, error
+    lines = storage.read_lines(tmp_path / "run/log.jsonl")
+    assert lines[-1] == {"event": "finished", "steps": 4}
+    rows = {row["metric"]: row for row in storage.read_lines(tmp_path / "results/metrics.jsonl")}
+    assert ("mean mask" in rows) == (model != "gan")
+    assert ("abduction iou" in rows) == (model == "cgn" and not more)
+    with experiment.seeded(0, "initialisation"):
+        fresh = mechanisms.restore(storage.load_checkpoint(tmp_path / "run/ckpt/best.pt"))
+    assert all(torch.isfinite(value).all() for value in fresh.state_dict().values())
+
+
+@pytest.mark.parametrize("model", ["cgn", "published_cgn"])
+def test_a_killed_training_ends_with_the_same_bytes(call, tmp_path, monkeypatch, model):
+    arguments = ("--variant", "double_colored", "--model", model, *SHORT, "--results", tmp_path / "results")
+    assert call("cgn.train", *arguments, "--run", tmp_path / "whole")[0] == 0
+    monkeypatch.setattr(train, "SAVE_AFTER", 0)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    step = games.PartsGame.step if model == "cgn" else games.ImageGame.step
+
+    def dies(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(games.PartsGame if model == "cgn" else games.ImageGame, "step", dies)
+        assert call("cgn.train", *arguments, "--run", tmp_path / "killed")[0] == 130
+    assert call("cgn.train", *arguments, "--run", tmp_path / "killed")[0] == 0
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_finished_run_is_reused_and_other_options_are_refused(call, trained, tmp_path):
+    again = ("--variant", "double_colored", *SHORT, "--run", trained, "--results", tmp_path / "results")
+    code, out, _ = call("cgn.train", *again)
+    assert code == 0
+    assert "trained before" in out
+    code, _, error = call("cgn.train", *again, "--entropy", "0.5")
+    assert code == 2
+    assert "entropy=0.1, not 0.5" in error
+
+
+def test_a_loss_that_is_no_number_is_named(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(games.losses, "binary_entropy", lambda masks: masks.mean() * float("nan"))
+    code, _, error = call("cgn.train", "--variant", "colored", *SHORT, "--run", tmp_path / "run",
+                          "--results", tmp_path / "results")  # fmt: skip
+    assert code == 2
+    assert "entropy became nan" in error
+
+
+def test_collapsed_masks_are_said(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "mean_masks", lambda *_: torch.tensor([0.2] * 9 + [0.9]))
+    code, out, _ = call("cgn.train", "--variant", "colored", *SHORT, "--run", tmp_path / "run",
+                        "--results", tmp_path / "results")  # fmt: skip
+    assert code == 0
+    assert "the masks of 9 have collapsed (mean mask 0.90)" in out
+    rows = {row["metric"]: row["value"] for row in storage.read_lines(tmp_path / "results/metrics.jsonl")}
+    assert rows["collapsed classes"] == 1
+
+
+def test_contradictions_are_refused(call):
+    code, _, error = call("cgn.train", "--edge", "0.1")
+    assert code == 2
+    assert "--no-abduction" in error
+
+
+def test_a_loss_with_weight_zero_is_left_out(call, tmp_path):
+    code, _, error = call("cgn.train", "--variant", "colored", *SHORT, "--texture-adversary", "0", "--texture", "0",
+                          "--run", tmp_path / "run", "--results", tmp_path / "results")  # fmt: skip
+    assert code == 0, error
+    with_seed = experiment.seeded(0, "initialisation")
+    with with_seed:
+        fresh = mechanisms.build("cgn", side=1)
+    now = weights(tmp_path / "run")
+    assert torch.allclose(now["object.canvas"], fresh.object.canvas)  # nothing taught the textures
+    assert not torch.allclose(now["shape.body.3.weight"], fresh.state_dict()["shape.body.3.weight"])
+
+
+# --- generating ---------------------------------------------------------------------------------------------
+
+
+def test_figures_and_a_set(call, trained, tmp_path):
+    out = tmp_path / "sets/one"
+    arguments = ("--variant", "double_colored", "--run", trained, "--results", tmp_path / "r", "--out", out)
+    code, _, error = call("cgn.generate", *arguments, "--size", "1100", "--ratio", "3", "--shapes", "abducted")
+    assert code == 0, error
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {
+        "sheet_double_colored.png", "interpolation_double_colored.png", "training_double_colored.gif"}
+    images, labels = generate.read_set(out)
+    assert images.shape == (1100, 3, 32, 32)
+    assert labels.shape == (1100, 3)
+    assert set(numpy.unique(labels)) <= set(range(10))
+    assert (labels[:3, 0] == labels[0, 0]).all()  # three of one shape
+    assert not (labels[:, 0] == labels[:, 1]).all()
+    code, said, _ = call("cgn.generate", *arguments, "--size", "1100", "--ratio", "3", "--shapes", "abducted")
+    assert "made before" in said
+    code, _, error = call("cgn.generate", *arguments, "--size", "1100", "--ratio", "2", "--shapes", "abducted")
+    assert code == 2
+    assert "ratio=3, not 2" in error
+
+
+def source(seed=0, **more):
+    with experiment.seeded(0, "tests"):
+        generator = mechanisms.build("cgn", side=8).eval()
+    return generate.Source(generator, torch.device("cpu"), seed, **more)
+
+
+def test_an_interrupted_set_goes_on_and_is_never_torn(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "SYNC_EVERY", 1)
+    generate.write_set(source(), tmp_path / "whole", 1700, {"seed": 0})
+    broken, chunk = source(), generate.Source.chunk
+
+    def dies(self, number, size=generate.CHUNK):
+        if number == 2 and self is broken:
+            raise KeyboardInterrupt
+        return chunk(self, number, size)
+
+    monkeypatch.setattr(generate.Source, "chunk", dies)
+    with pytest.raises(KeyboardInterrupt):
+        generate.write_set(broken, tmp_path / "cut", 1700, {"seed": 0})
+    with pytest.raises(experiment.UserError, match="no counterfactual set"):
+        generate.read_set(tmp_path / "cut")
+    assert json.loads((tmp_path / "cut.json").read_text())["done"] == 1000
+    fresh, asked = source(), []
+    monkeypatch.setattr(generate.Source, "chunk",
+                        lambda self, number, size: asked.append(number) or chunk(self, number, size))
+    assert generate.write_set(fresh, tmp_path / "cut", 1700, {"seed": 0})
+    assert asked == [2, 3]
+    for one, two in zip(generate.read_set(tmp_path / "whole"), generate.read_set(tmp_path / "cut"), strict=True):
+        assert numpy.array_equal(one, two)
+
+
+def test_a_set_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(experiment.UserError, match=r"a set of 10,\d+,\d+,\d+ images takes 3\d,?\d+.\d GB"):
+        generate.write_set(source(), tmp_path / "huge", 10_000_000_000, {})
+    assert not list(tmp_path.glob("huge*"))
+
+
+def test_a_factual_sample_has_one_label_and_sets_in_memory_are_those_on_disk(tmp_path):
+    _, labels = source(factual=True).chunk(0, 50)
+    assert (labels == labels[:, :1]).all()
+    images, labels = generate.in_memory(source(), 700)
+    generate.write_set(source(), tmp_path / "set", 700, {})
+    assert numpy.array_equal(images.numpy(), generate.read_set(tmp_path / "set")[0])
+    assert len(torch.unique(images.flatten(1), dim=0)) == 700
+
+
+def test_abducted_shapes_keep_their_mask_and_label():
+    alphas = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
+    alphas[1, :, :16] = 255
+    made = source(opacities=(alphas, torch.tensor([4, 7])))
+    images, labels = made.chunk(0, 40)
+    assert set(labels[:, 0].tolist()) == {4, 7}
+    fours = images[labels[:, 0] == 4]
+    with torch.no_grad():
+        drawn = made.generator.background.canvas.abs().mean()
+    assert torch.isfinite(fours).all()
+    assert drawn > 0
+
+
+def test_a_checkpoint_of_another_variant_is_refused(call, trained, tmp_path):
+    code, _, error = call("cgn.generate", "--variant", "colored", "--run", trained, "--results", tmp_path)
+    assert code == 2
+    assert "trained on variant double_colored, and colored is wanted" in error
+    code, _, error = call("cgn.classify", "--variant", "wildlife", "--run", trained, "--results", tmp_path)
+    assert code == 2
+    assert "double_colored" in error
+
+
+# --- classifying -------------------------------------------------------------------------------------------
+
+
+def test_classifying_counterfactuals(call, trained, tmp_path):
+    arguments = ("--variant", "double_colored", "--on", "original", "abducted", "--run", trained, "--size", "300",
+                 "--steps", "3", "--batch", "16", "--results", tmp_path / "r")  # fmt: skip
+    code, out, error = call("cgn.classify", *arguments)
+    assert code == 0, error
+    assert "original+abducted" in out
+    rows = storage.read_lines(tmp_path / "r/metrics.jsonl")
+    assert {row["split"] for row in rows} == {"train", "test", "visible"}
+    assert rows[0]["options"]["weights"] == classify.digest(trained / "ckpt/best.pt")
+    assert "measured before" in call("cgn.classify", *arguments)[1]
+
+
+def test_sources_are_mixed_in_equal_parts():
+    draws = [lambda n, stream, k=k: (torch.full((n, 1), k), torch.full((n,), k)) for k in range(3)]
+    images, labels = classifiers.mixed(draws, 10, experiment.generator(0, "m"))
+    assert torch.bincount(labels).tolist() == [4, 3, 3]
+    assert torch.equal(images[:, 0], labels)
+
+
+def test_unknown_sources_are_refused(call):
+    assert "no source is called 'real'" in call("cgn.classify", "--on", "real")[2]
+    assert "no counterfactual set" in call("cgn.classify", "--on", "set", "--set", "nowhere/set")[2]
+
+
+def test_a_classifier_learns_what_it_is_shown():
+    def draw(n, stream):
+        labels = torch.randint(10, (n,), generator=stream)
+        images = torch.zeros(n, 3, 32, 32)
+        images[torch.arange(n), 0, labels * 3] = 1  # a line whose height tells the class
+        return images, labels
+
+    with experiment.seeded(0, "tests"):
+        net = classifiers.build("reader")
+    from contextlib import nullcontext
+
+    net = classifiers.learn(net, [draw], 60, 64, 6e-3, 0, nullcontext, torch.device("cpu"))
+    assert classifiers.right(net, *draw(200, experiment.generator(9, "test"))).float().mean() > 0.95
+
+
+# --- explaining and analysing -----------------------------------------------------------------------------------
+
+
+class Linear(classifiers._Classifier):
+    """Maps are the image itself: class k looks at channel k."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.cls = torch.nn.Identity(), torch.nn.Linear(3, 3, bias=False)
+        torch.nn.init.eye_(self.cls.weight)
+
+
+def test_grad_cam_of_a_model_that_looks_at_one_channel():
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, 1, 4:8, 4:8] = 2
+    images[1, 2, 20:30] = 1
+    heat, predicted = explain.grad_cam(Linear(), images)
+    assert predicted.tolist() == [1, 2]
+    torch.testing.assert_close(heat[0, 0], images[0, 1] / 2)
+    torch.testing.assert_close(heat[1, 0], images[1, 2])
+    found = explain.overlaps(heat, heat > 0)
+    for name in ("iou", "iou_both", "energy"):
+        torch.testing.assert_close(found[name], torch.ones(2))
+
+
+def test_overlaps_by_hand():
+    heat, mask = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    heat[0, 0, 0] = 1.0
+    heat[0, 0, 1, :2] = 0.25
+    mask[0, 0, :2, :2] = True
+    found = explain.overlaps(heat, mask)
+    assert float(found["iou"]) == pytest.approx(2 / 6)
+    assert float(found["iou_both"]) == pytest.approx((2 / 6 + 10 / 14) / 2)
+    assert float(found["energy"]) == pytest.approx(2.5 / 4.5)
+
+
+class Painter(torch.nn.Module):
+    """Parts that show their labels in one channel each; leaky: the background follows the shape's label."""
+
+    def __init__(self, leaky):
+        super().__init__()
+        self.leaky = leaky
+
+    def parts(self, labels, latents, stream):
+        shape, object_, background = (label.float()[:, None, None, None].expand(-1, 1, 32, 32) for label in labels)
+        image = torch.cat([shape, object_, shape if self.leaky else background], 1)
+        return mechanisms.Parts(torch.ones_like(shape), image, torch.zeros_like(image))
+
+
+class Channel(torch.nn.Module):
+    """Reads the class off a channel."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def forward(self, x):
+        return torch.nn.functional.one_hot(x[:, self.place, 0, 0].long(), 10).float() * 20
+
+
+@pytest.mark.parametrize("leaky", [False, True])
+def test_moved_labels_find_a_leak(leaky):
+    from contextlib import nullcontext
+
+    nets = {name: Channel(place) for place, name in enumerate(analyse.MECHANISMS)}
+    variant = data.Variant("double_colored")
+    rows = {(mechanism, reader): (changed, followed) for mechanism, reader, changed, followed, _ in
+            analyse.moved(Painter(leaky), variant, nets, 400, 0, nullcontext)}  # fmt: skip
+    for mechanism in ("shape", "object"):
+        for reader in ("shape", "object"):
+            assert rows[mechanism, reader] == ((1.0, 1.0) if mechanism == reader else (0.0, 0.0))
+    assert (rows["shape", "background"][0] > 0.9) == leaky
+
+
+def test_good_masks():
+    net = Channel(0)
+    masks = torch.ones(20, 1, 32, 32)
+    labels = torch.arange(10).repeat_interleave(2)
+    net.forward = lambda x: torch.nn.functional.one_hot((labels + (labels == 3).long())[: len(x)], 10).float()
+    shares, good = readers.good_masks(net, masks, labels)
+    assert good == 9
+    assert shares[3] == 0
+
+
+def test_analyse_and_explain(call, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "STEPS", 3)
+    monkeypatch.setattr(readers, "reader", lambda reads, variant, textures, context, whole=readers.reader: whole(
+        reads, variant, textures, context, tmp_path / "readers"))
+    code, out, error = call("cgn.analyse", "--variant", "double_colored", "--run", trained, "--count", "60",
+                            "--results", tmp_path / "r")  # fmt: skip
+    assert code == 0, error
+    assert "good masks" in out
+    code, _, error = call("cgn.explain", "--variant", "double_colored", "--results", tmp_path / "r",
+                          "--classifier", tmp_path / "none.pt")  # fmt: skip
+    assert code == 2
+    assert "python -m cgn.classify --variant double_colored --on original" in error
+    net = classifiers.build("reader")
+    storage.save_checkpoint(tmp_path / "net.pt", {"architecture": {"name": "reader", "settings": {}},
+                                                  "model": net.state_dict()})  # fmt: skip
+    code, out, error = call("cgn.explain", "--variant", "double_colored", "--classifier", tmp_path / "net.pt", "--run",
+                            trained, "--count", "40", "--tsne", "60", "--results", tmp_path / "r")  # fmt: skip
+    assert code == 0, error
+    assert {"gradcam_double_colored_original.png", "tsne_double_colored_original.png"} <= {
+        path.name for path in (tmp_path / "r").iterdir()}
