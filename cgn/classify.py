@@ -130,7 +130,7 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     named, dtype = train.textures_name(painted), experiment.precise(device, precision)
     run = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
     gan = (gan or train.run_of("gan", variant, named, seed)) / "ckpt/best.pt"
-    options = {"variant": variant, "textures": named, "size": size, "ratio": ratio, "model": model, "steps": steps,
+    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "size": size, "ratio": ratio, "model": model, "steps": steps,
                "batch": batch, "lr": lr, "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
     if {"cgn", "abducted"} & {*on}:
         options |= {"run": "checkpoint" if checkpoint else run.parts[-3], "weights": digest(run)}
@@ -138,7 +138,7 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
         options |= {"gan": gan.parts[-3], "gan_weights": digest(gan)}
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
-    if any((row["arm"], row["seed"]) == (arm, seed) for row in records.earlier()):
+    if records.earlier():
         print(f"{variant}, {arm}, seed {seed}: measured before")
         return
     context = functools.partial(experiment.autocast, device, dtype)
@@ -153,7 +153,7 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     records.save()
     if save:
         name = "_".join(["classifier", variant, *filter(None, [named]), *on, *([f"seed{seed}"] if seed else [])])
-        made = {"architecture": {"name": model, "settings": {}}, "options": options | {"on": list(on)}}
+        made = {"architecture": {"name": model, "settings": {}}, "options": storage.plain_options(options)}
         storage.save_checkpoint(Path("runs") / name / "ckpt/best.pt", made | {"model": net.state_dict()})
     said = ", ".join(f"{split} {100 * value:.2f} %" for split, _, value, _ in found)
     print(f"{variant}, {arm}, seed {seed}: {said}")

@@ -112,7 +112,8 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
         raise experiment.UserError(f"no classifier at {path}; python -m cgn.classify --variant {variant} --on "
                                    f"{' '.join(on)} --seed {seed} --save makes it")
     model = classifiers.restore(storage.load_checkpoint(path)).to(device)
-    options = {"variant": variant, "textures": named, "count": count, "tsne": tsne, "classifier": str(path)}
+    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "count": count, "tsne": tsne,
+               "classifier": str(path)}  # fmt: skip
     records = storage.Records(results, "explain", options, device)
     test, arm = painted.test(), "+".join(on)
     order = torch.randperm(len(test), generator=experiment.generator(seed, "explained")).to(device)

@@ -1,0 +1,131 @@
+"""README's tables of part 5: published, replicated and measured here, side by side, from the records alone."""
+
+import tables
+from cgn import data
+
+FOLDER = "results/cgn"
+NAMES = {"colored": "colored", "double_colored": "double-colored", "wildlife": "wildlife"}
+
+# Accuracy in per cent on (train, test): the paper's table 2 (Sauer and Geiger 2021) and the replication's (Bagad et al.
+# 2022). The paper has one row with a GAN and one with a CGN; whether original images were mixed in, it does not say.
+PAPER = {
+    ("original",): {"colored": (99.5, 35.9), "double_colored": (100, 10.3), "wildlife": (100, 10.1)},
+    ("gan",): {"colored": (99.8, 40.7), "double_colored": (100, 10.8), "wildlife": (100, 10.4)},
+    ("cgn",): {"colored": (99.7, 95.1), "double_colored": (97.4, 89.0), "wildlife": (99.2, 85.7)},
+}
+REPLICATION = {
+    ("original",): {"colored": (99.7, 37.6), "double_colored": (100, 10.5), "wildlife": (100, 10.8)},
+    ("gan",): {"colored": (99.6, 32.5), "double_colored": (100, 10.6), "wildlife": (99.9, 11.2)},
+    ("cgn",): {"colored": (99.4, 92.3), "double_colored": (94.8, 86.5), "wildlife": (95.5, 81.4)},
+    ("original", "gan"): {"colored": (99.6, 41.5), "double_colored": (100, 10.0), "wildlife": (100, 11.1)},
+    ("original", "cgn"): {"colored": (99.2, 95.9), "double_colored": (96.9, 85.5), "wildlife": (96.8, 62.8)},
+}
+ARMS = {("original",): "original", ("gan",): "GAN", ("cgn",): "CGN, shapes sampled",
+        ("abducted",): "CGN, shapes abducted", ("original", "gan"): "original + GAN",
+        ("original", "cgn"): "original + CGN, sampled", ("original", "abducted"): "original + CGN, abducted",
+        ("composed",): "true shapes, colours, textures"}  # fmt: skip
+SEEDS = 5
+
+
+def percent(values):
+    """Mean and half width of shares, in per cent; n beside it where it is not that of all seeds."""
+    if not values:
+        return "–"
+    mean = tables.mean_of(100 * value for value in values)
+    return f"{mean:.1f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
+
+
+def cell(records, arm, split, variant, textures):
+    """Accuracies by seed of an arm at the standard setting, on one split."""
+    rows = [row for row in records if row["experiment"] == "classify" and row["arm"] == "+".join(arm)
+            and row["metric"] == "accuracy" and row["split"] == split and row["options"]["variant"] == variant
+            and row["options"]["textures"] == textures and standard(row["options"])]
+    return list({row["seed"]: row["value"] for row in rows}.values())
+
+
+def standard(options):
+    """Whether a record is of the main comparison, and not of a sweep or of a published generator."""
+    return (options["size"], options["ratio"], options["model"]) == (100_000, 1, "reader") and \
+        not str(options.get("run", "")).startswith("checkpoint") and options.get("purpose") is None
+
+
+def accuracies(records, variant, textures=None):
+    """The table of one variant: a row for each arm, train and test, published, replicated and ours."""
+    seen = variant == "double_colored"
+    header = ["trained on", "paper: train", "test", "replication: train", "test", "ours: train", "test"]
+    rows = []
+    for arm, name in ARMS.items():
+        ours = {split: cell(records, arm, split, variant, textures) for split in ("train", "test", "visible")}
+        if not ours["test"]:
+            continue
+        published = [f"{value:g}" for source in (PAPER, REPLICATION)
+                     for value in source.get(arm, {}).get(variant, ())]
+        if arm not in PAPER:
+            published = ["–", "–", *published]
+        published += ["–"] * (4 - len(published))
+        rows.append([name, *published, *(percent(ours[split]) for split in ("train", "test", "visible")[: 2 + seen])])
+    return tables.markdown(header + ["test, colours differ"] * seen, rows)
+
+
+def labels_table(records, variant, textures=None):
+    """Which reader changes its mind when the label of one mechanism is moved."""
+    rows = [row for row in records if row["experiment"] == "analyse" and row["metric"] in ("changed", "followed")
+            and row["options"]["variant"] == variant and row["options"]["textures"] == textures
+            and isinstance(row["options"]["trained"], dict) and row["options"]["trained"]["abduction"]]
+    readers = list(dict.fromkeys(row["setting"]["reader"] for row in rows))
+    lines = []
+    for mechanism in dict.fromkeys(row["arm"] for row in rows):
+        found = [[row["value"] for row in rows if row["arm"] == mechanism and row["setting"]["reader"] == reader
+                  and row["metric"] == "changed"] for reader in readers]
+        lines.append([mechanism, *map(percent, found)])
+    return tables.markdown(["label moved", *(f"{reader}'s reader changes, %" for reader in readers)], lines)
+
+
+def classes(values):
+    """Mean and half width of counts out of ten classes."""
+    mean = tables.mean_of(values)
+    return f"{mean:.1f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
+
+
+def masks_table(records):
+    """Good masks out of ten classes, with abduction and without, each training of a CGN by its weights."""
+    groups = {}
+    for row in records:
+        if row["experiment"] == "analyse" and isinstance(row["options"]["trained"], dict):
+            o = row["options"]["trained"]
+            group = groups.setdefault((o["variant"], o["textures"], left_out(o)), {})
+            group.setdefault(row["metric"], {})[o["seed"]] = row["value"]
+    lines = []
+    for (variant, textures, what), found in sorted(groups.items(), key=str):
+        if "good masks" in found:
+            name = NAMES[variant] + (f" ({textures} textures)" if textures else "")
+            lines.append([name, what, classes(found["good masks"].values()),
+                          percent(list(found["masks read rightly"].values())),
+                          f"{tables.mean_of(found['mean mask'].values()).mean:.2f}"])
+    return tables.markdown(["variant", "trained with", "good masks of 10", "masks read rightly, %", "mean mask"], lines)
+
+
+def left_out(options):
+    """A training's losses in words."""
+    if options["model"] == "published_cgn":
+        return "the published recipe"
+    if not options["abduction"]:
+        return "one adversary on images" + (f", edge {options['edge']:g}" if options["edge"] else "")
+    missing = [name.replace("_", " ") for name in ("shape_adversary", "texture_adversary", "entropy", "texture")
+               if not options[name]]
+    return "all losses" if not missing else f"without {', '.join(missing)}"
+
+
+def claims(records):
+    """Sentences on the paper's claims, from the records."""
+    said = []
+    for variant in data.VARIANTS:
+        textures = "published" if variant == "wildlife" else None
+        best, target = cell(records, ("abducted",), "test", variant, textures), PAPER[("cgn",)][variant][1]
+        plain = cell(records, ("cgn",), "test", variant, textures)
+        if best and plain:
+            reached = sum(100 * value >= target for value in best), sum(100 * value >= target for value in plain)
+            said.append(f"On {NAMES[variant]} {percent(best)} % with abducted and {percent(plain)} % with sampled "
+                        f"shapes (paper {target:g}; reached by {reached[0]} of {len(best)} and {reached[1]} of "
+                        f"{len(plain)} seeds).")
+    return " ".join(said)
