@@ -51,8 +51,8 @@ def made(generator, labels, latents, seed, context):
 
 
 def moved(generator, variant, nets, n, seed, context):
-    """A list of (mechanism moved, reader, share of samples of which the reader changed its mind, share of which it now
-    reads the new label, samples counted).
+    """A list of (mechanism moved, reader, share of samples of which the reader changed its mind, share of which its own
+    reader now reads the new label, else None, samples counted).
 
     Only samples of which the reader read the old label are counted: what it cannot read at all is left out.
     """
@@ -71,8 +71,8 @@ def moved(generator, variant, nets, n, seed, context):
             known = first[name] == old[MECHANISMS.index(name)]
             now = readers.read(net, after)[0]
             changed = (now != first[name])[known].float().mean()
-            followed = (now == new[place])[known].float().mean()
-            rows.append((mechanism, name, float(changed), float(followed), int(known.sum())))
+            followed = float((now == new[place])[known].float().mean()) if name == mechanism else None
+            rows.append((mechanism, name, float(changed), followed, int(known.sum())))
     return rows
 
 
@@ -175,7 +175,8 @@ def main(variant, textures, run, checkpoint, count, vae, seed, device, precision
         records.add("cgn", variant, "mean mask", float(masks.mean()), len(labels), seed)
         for mechanism, name, changed, followed, n in moved(generator, painted, nets, count, seed, context):
             records.add(mechanism, variant, "changed", changed, n, seed, reader=name)
-            records.add(mechanism, variant, "followed", followed, n, seed, reader=name)
+            if followed is not None:
+                records.add(mechanism, variant, "followed", followed, n, seed, reader=name)
     for row in records.save():
         reader = f", {row['setting']['reader']}" if row["setting"] else ""
         print(f"{row['arm']}{reader}, {row['metric']}: {row['value']:.3f}")

@@ -130,8 +130,9 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     named, dtype = train.textures_name(painted), experiment.precise(device, precision)
     run = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
     gan = (gan or train.run_of("gan", variant, named, seed)) / "ckpt/best.pt"
-    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "size": size, "ratio": ratio, "model": model, "steps": steps,
-               "batch": batch, "lr": lr, "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
+    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "size": size, "ratio": ratio,
+               "model": model, "steps": steps, "batch": batch, "lr": lr,
+               "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
     if {"cgn", "abducted"} & {*on}:
         options |= {"run": "checkpoint" if checkpoint else run.parts[-3], "weights": digest(run)}
     if "gan" in on:

@@ -118,12 +118,11 @@ def test_a_loss_with_weight_zero_is_left_out(call, tmp_path):
     code, _, error = call("cgn.train", "--variant", "colored", *SHORT, "--texture-adversary", "0", "--texture", "0",
                           "--run", tmp_path / "run", "--results", tmp_path / "results")  # fmt: skip
     assert code == 0, error
-    with_seed = experiment.seeded(0, "initialisation")
-    with with_seed:
+    with experiment.seeded(0, "initialisation"):
         fresh = mechanisms.build("cgn", side=1)
     now = weights(tmp_path / "run")
     assert torch.allclose(now["object.canvas"], fresh.object.canvas)  # nothing taught the textures
-    assert not torch.allclose(now["shape.body.3.weight"], fresh.state_dict()["shape.body.3.weight"])
+    assert not torch.allclose(now["shape.body.0.weight"], fresh.state_dict()["shape.body.0.weight"])
 
 
 # --- generating ---------------------------------------------------------------------------------------------
@@ -329,7 +328,7 @@ def test_moved_labels_find_a_leak(leaky):
             analyse.moved(Painter(leaky), variant, nets, 400, 0, nullcontext)}  # fmt: skip
     for mechanism in ("shape", "object"):
         for reader in ("shape", "object"):
-            assert rows[mechanism, reader] == ((1.0, 1.0) if mechanism == reader else (0.0, 0.0))
+            assert rows[mechanism, reader] == ((1.0, 1.0) if mechanism == reader else (0.0, None))
     assert (rows["shape", "background"][0] > 0.9) == leaky
 
 
