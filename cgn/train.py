@@ -109,7 +109,7 @@ def make_batch(variant, shapes, size, opacities=None):
         return scenes.images, None, scenes.labels
 
     def inferred(stream):
-        index = torch.randint(len(shapes), (size,), generator=stream).to(variant.device)
+        index = torch.randint(len(opacities[2]), (size,), generator=stream).to(variant.device)
         images, alphas, labels = (part[index] for part in opacities)
         return images.float() / 127.5 - 1, alphas.float() / 255, labels
 
