@@ -23,11 +23,12 @@ import finetuning_report
 import recipes
 import storage
 import tables
+from cgn import plan, report
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
 AGAIN: bool = False  # measure steps anew whose records are there
-PUBLISHED: Path | None = None  # folder with the published checkpoints; adds the comparison from the published VAE
+PUBLISHED: Path | None = None  # folder with what was published: adds the published VAE, and wildlife's textures
 
 README = Path("README.md")
 PUBLISHED_VAE = "vae/vae_l5_linear_512_no0.pt"
@@ -71,6 +72,10 @@ PICTURES = ("--dataset mnist",
             "--dataset crowds --model glow --minimize --index 3")  # fmt: skip
 for words in PICTURES:
     FULL[words] = Step("latent_counterfactuals", tuple(words.split()), LATENT)
+CGN = {"cgn.data": "results/cgn", "cgn.bench": "results/bench"}  # where the records of cgn's scripts are, if not there
+for name, (script, arguments) in plan.commands().items():
+    FULL[name] = Step(script, arguments, CGN.get(script, report.FOLDER))
+TRAINS = ("train", "cgn.train")
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
 
 
@@ -80,6 +85,7 @@ def small(script, folder, arguments):
                 f"results/quick/{folder}")
 
 
+QUICK_CGN = ("--variant", "double_colored", "--run", "runs/quick/cgn_double_colored", "--results", "results/quick/cgn")
 FAST = {
     "vae": Step("train", (*QUICK_RUN, "--results", "results/quick/train"), "results/quick/train"),
     "ablate": small("ablate", "ablate", "--samples 16 --sweep-samples 4"),
@@ -89,6 +95,10 @@ FAST = {
                       "--sizes 512 --seeds 2 --sweep 0.1 --sweep-seeds 1 --test 3000"),
     "latent": Step("latent_counterfactuals", ("--model", "image_vae", "--count", "64", "--steps", "150", "--lr", "0.02",
                                               "--results", "results/quick/latent"), "results/quick/latent"),
+    "cgn": Step("cgn.train", (*QUICK_CGN, "--steps", "300"), "results/quick/cgn"),
+    "cgn, original": Step("cgn.classify", (*QUICK_CGN, "--on", "original", "--steps", "150"), "results/quick/cgn"),
+    "cgn, abducted": Step("cgn.classify", (*QUICK_CGN, "--on", "abducted", "--steps", "300", "--size", "30000"),
+                          "results/quick/cgn"),
 }  # fmt: skip
 
 
@@ -114,13 +124,18 @@ def records_of(step):
             if all(row["options"].get(name, value) == value for name, value in wanted.items())]
 
 
+def called(script):
+    """How python calls a script: train.py, or -m cgn.train."""
+    return ("-m", script) if "." in script else (f"{script}.py",)
+
+
 def carry_out(name, steps, again):
     """Run a step as its own process unless its records are there; what it prints is left to the one table."""
     step = steps[name]
-    command = [sys.executable, f"{step.script}.py", *step.arguments]
+    command = [sys.executable, *called(step.script), *step.arguments]
     words = " ".join(["python", *command[1:]])
     # a training is always called: it alone knows whether its run is finished, and then it takes seconds
-    user = step if step.script != "train" else steps.get(step.needed_by)
+    user = step if step.script not in TRAINS else steps.get(step.needed_by)
     if user and not again and records_of(user):
         print(f"{name}: already in {user.results} ({words})", file=sys.stderr)
         return
@@ -137,7 +152,7 @@ def needed(step):
     """The records of a step; raises UserError if it has none."""
     found = records_of(step)
     if not found:
-        raise experiment.UserError(f"{step.results} has no records of python {step.script}.py "
+        raise experiment.UserError(f"{step.results} has no records of python {' '.join(called(step.script))} "
                                    f"{' '.join(step.arguments)}: run it first")
     return found
 
@@ -151,7 +166,8 @@ def summary(steps, setting):
     for part, lines in (("1", ablation_lines(needed(steps["ablate"]))),
                         ("2", construction_lines(needed(steps["constructive"]))),
                         ("3", finetuning_lines(needed(steps["targeted"]))),
-                        ("4", latent_lines(steps))):
+                        ("4", latent_lines(steps)),
+                        ("5", cgn_lines(steps))):
         rows += [[part, *line] for line in lines]
     return f"Setting: {setting}\n\n" + tables.markdown(["part", "measured", "value", "samples"], rows)
 
@@ -197,6 +213,20 @@ def latent_lines(steps):
     return lines
 
 
+def cgn_lines(steps):
+    """Test accuracies, averaged over the seeds."""
+    found = {}
+    for step in steps.values():
+        for row in records_of(step) if step.script == "cgn.classify" else ():
+            if row["split"] != "train":
+                o = row["options"]
+                key = row["arm"], o["variant"], row["split"], o["size"], o["ratio"]
+                found.setdefault(key, {})[row["seed"]] = row["value"]
+    return [[f"accuracy, trained on {arm} ({variant}, {split}; {size:,} images, {ratio} of each shape)",
+             f"{tables.mean_of(values.values()):.4f}", f"{len(values)} seeds x 10,000 images"]
+            for (arm, variant, split, size, ratio), values in found.items()]
+
+
 # --- README.md ----------------------------------------------------------------------------------------
 
 
@@ -218,6 +248,7 @@ def readme_blocks():
         **{f"part 4 {data}": counterfactual_report.table(cells, data) for data in ("mnist", "strokes", "crowds")},
         "part 4 claims": counterfactual_report.claims(cells),
         "part 4 helix": counterfactual_report.helix_table(needed(FULL["helix"])),
+        **report.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
         "training": training_table(),
         "speed": bench_table(),
         "speed step": step_sentence(),
@@ -270,6 +301,8 @@ def main(quick, only_tables, again, published):
     steps = dict(FAST if quick else FULL)
     if published:
         steps["published checkpoint"] = published_step(published)
+        for name, (script, arguments) in plan.commands(published / "textures").items():
+            steps.setdefault(name, Step(script, arguments, CGN.get(script, report.FOLDER)))
     if not only_tables:
         for name in steps:
             carry_out(name, steps, again)

@@ -76,6 +76,8 @@ def recomputing(variant, opacities, context, seed):
     network = losses.features("random", variant.device)
 
     class Fresh:
+        """Statistics of nothing but the batch at hand."""
+
         def loss(self, made, labels):
             return losses.gram_distance(network, made, self.real, (1.0,))
 

@@ -24,18 +24,20 @@ FLOORS = [
     {"selection"},
     {"constructive_counterfactuals", "targeted_finetuning", "latent_counterfactuals"},
     {"cgn.mechanisms", "cgn.data", "cgn.classifiers"},
+    {"cgn.plan"},
+    {"cgn.report"},
     {"cgn.losses", "cgn.abduction", "cgn.readers"},
     {"cgn.games"},
     {"cgn.train"},
     {"cgn.generate"},
-    {"cgn.classify", "cgn.explain", "cgn.analyse"},
+    {"cgn.classify", "cgn.explain", "cgn.analyse", "cgn.bench"},
     {"bench"},
     {"reproduce"},
 ]
 HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
 SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals",
            "targeted_finetuning", "latent_counterfactuals", "cgn.data", "cgn.train", "cgn.generate", "cgn.classify",
-           "cgn.explain", "cgn.analyse", "bench", "reproduce"]
+           "cgn.explain", "cgn.analyse", "cgn.bench", "bench", "reproduce"]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("cgn/[!_]*.py")])
 
 
