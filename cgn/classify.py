@@ -139,7 +139,9 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
         options |= {"gan": gan.parts[-3], "gan_weights": digest(gan)}
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
-    if records.earlier():
+    name = "_".join(["classifier", variant, *filter(None, [named]), *on, *([f"seed{seed}"] if seed else [])])
+    kept = Path("runs") / name / "ckpt/best.pt"
+    if records.earlier() and (kept.is_file() or not save):
         print(f"{variant}, {arm}, seed {seed}: measured before")
         return
     context = functools.partial(experiment.autocast, device, dtype)
@@ -153,9 +155,8 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
         records.add(arm, split, metric, value, n, seed)
     records.save()
     if save:
-        name = "_".join(["classifier", variant, *filter(None, [named]), *on, *([f"seed{seed}"] if seed else [])])
         made = {"architecture": {"name": model, "settings": {}}, "options": storage.plain_options(options)}
-        storage.save_checkpoint(Path("runs") / name / "ckpt/best.pt", made | {"model": net.state_dict()})
+        storage.save_checkpoint(kept, made | {"model": net.state_dict()})
     said = ", ".join(f"{split} {100 * value:.2f} %" for split, _, value, _ in found)
     print(f"{variant}, {arm}, seed {seed}: {said}")
 

@@ -31,7 +31,8 @@ def test_the_full_plan_is_the_constants_at_the_top_of_the_scripts():
 def test_quick_results_are_kept_apart():
     for step in reproduce.FAST.values():
         assert step.results.startswith("results/quick/")
-        assert "runs/quick/vae_512_no0" in step.arguments or step.script == "latent_counterfactuals"
+        quick = {"runs/quick/vae_512_no0", "runs/quick/cgn_double_colored"}
+        assert quick & {*step.arguments} or step.script == "latent_counterfactuals"
 
 
 def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
@@ -103,14 +104,14 @@ def commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_every_readme_command_parses(command):
-    words = shlex.split(command)
-    script = importlib.import_module(words[1].removesuffix(".py"))
-    assert experiment.parse_options(script, words[2:])
+    words = [word for word in shlex.split(command)[1:] if word != "-m"]
+    script = importlib.import_module(words[0].removesuffix(".py"))
+    assert experiment.parse_options(script, words[1:])
 
 
 def test_there_are_readme_commands_for_every_script():
-    assert {command.split()[1] for command in commands()} >= {
-        "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py",
+    assert {command.replace("-m ", "").split()[1] for command in commands()} >= {
+        "cgn.train", "cgn.generate", "cgn.classify", "cgn.analyse", "cgn.explain", "cgn.bench", "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py",
         "latent_counterfactuals.py", "public_sets.py",
     }  # fmt: skip
 

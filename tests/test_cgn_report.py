@@ -1,0 +1,89 @@
+"""Part 5's plan and tables: every command parses, and tables say what the records say."""
+
+import importlib
+
+import pytest
+
+import experiment
+import storage
+from cgn import bench, plan, report
+
+
+def record(experiment_name, arm, split, metric, value, seed, **options):
+    setting = options.pop("setting", {})
+    return {"experiment": experiment_name, "arm": arm, "split": split, "metric": metric, "value": value, "n": 10,
+            "seed": seed, "setting": setting, "options": options}  # fmt: skip
+
+
+def classified(arm, value, seed, split="test", **options):
+    about = {"variant": "double_colored", "textures": None, "size": 100_000, "ratio": 1, "model": "reader"}
+    return record("classify", arm, split, "accuracy", value, seed, **about | options)
+
+
+@pytest.mark.parametrize("name", list(plan.commands("some/textures")))
+def test_every_command_of_the_plan_parses(name):
+    script, arguments = plan.commands("some/textures")[name]
+    options = experiment.parse_options(importlib.import_module(script), arguments)
+    assert options
+
+
+def test_the_plan_has_five_seeds_of_every_arm_and_variant():
+    lines = [" ".join(arguments) for script, arguments in plan.commands("T").values() if script == "cgn.classify"]
+    for seed in range(5):
+        for variant in ("colored", "double_colored", "wildlife"):
+            for on in ("original", "gan", "cgn", "abducted", "original gan", "original cgn"):
+                assert any(line.startswith(f"--variant {variant} --seed {seed} --on {on}") for line in lines)
+        assert any(f"--variant wildlife --seed {seed} --textures T --on cgn" in line for line in lines)
+
+
+def test_accuracies_are_means_in_per_cent_beside_the_published():
+    rows = [classified("cgn", 0.8 + 0.01 * seed, seed, split)
+            for seed in range(5) for split in ("train", "test", "visible")]
+    rows += [classified("original", 0.1, 0, split) for split in ("train", "test", "visible")]
+    rows.append(classified("cgn", 0.5, 0, size=10_000))  # of the sweep
+    rows.append(classified("cgn", 0.5, 0, run="checkpoint"))  # of a published generator
+    rows.append(classified("cgn", 0.5, 0, run="cgn_without_entropy_seed0"))
+    table = report.accuracies(rows, "double_colored").splitlines()
+    assert table[2] == "| original | 100 | 10.3 | 100 | 10.5 | 10.0 (n = 1) | 10.0 (n = 1) | 10.0 (n = 1) |"
+    assert table[3].startswith("| CGN, shapes sampled | 97.4 | 89 | 94.8 | 86.5 | 82.0 ± 2.0 | 82.0 ± 2.0 |")
+    assert len(table) == 4
+
+
+def test_claims_count_the_seeds_that_reach_the_paper():
+    rows = [classified("abducted", value, seed) for seed, value in enumerate((0.9, 0.88, 0.895))]
+    rows += [classified("cgn", value, seed) for seed, value in enumerate((0.8, 0.895, 0.7))]
+    said = report.claims(rows)
+    assert "paper 89; reached by 2 of 3 and 1 of 3 seeds" in said
+
+
+def test_what_a_training_left_out_in_words():
+    options = {"model": "cgn", "abduction": True, "edge": 0.0, "shape_adversary": 1, "texture_adversary": 1,
+               "entropy": 0.1, "texture": 0.1}  # fmt: skip
+    assert report.left_out(options) == "all losses"
+    assert report.left_out(options | {"entropy": 0, "texture": 0}) == "without entropy, texture"
+    assert report.left_out(options | {"abduction": False, "edge": 0.1}) == "one adversary on images, edge 0.1"
+    assert report.left_out(options | {"model": "published_cgn"}) == "the published recipe"
+
+
+def test_labels_table_is_of_the_trained_cgn_only():
+    trained = {"abduction": True, "seed": 0}
+    about = {"variant": "colored", "textures": None, "vae": False, "trained": trained}
+    rows = [record("analyse", mechanism, "colored", "changed", float(mechanism == reader), 0,
+                   setting={"reader": reader}, **about)
+            for mechanism in ("shape", "object") for reader in ("shape", "object")]
+    rows.append(record("analyse", "shape", "colored", "changed", 0.5, 0, setting={"reader": "object"},
+                       **about | {"trained": "published"}))
+    lines = report.labels_table(rows, "colored").splitlines()
+    assert lines[2] == "| shape | 100.0 (n = 1) | 0.0 (n = 1) |"
+    assert lines[3] == "| object | 0.0 (n = 1) | 100.0 (n = 1) |"
+
+
+def test_bench_measures_every_case(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "compare", lambda ours, baseline, steps, repeats, device: (
+        ours.run(1), baseline.run(1), (2.0, 20.0, 10.0))[2])  # fmt: skip
+    code, _, error = call("cgn.bench", "--results", tmp_path, "--precision", "float32")
+    assert code == 0, error
+    rows = storage.read_lines(tmp_path / "metrics.jsonl")
+    assert {row["arm"] for row in rows} == {"cgn training", "cgn generation", "cgn classifier",
+                                            "statistics measured once"}
+    assert {row["metric"] for row in rows} == {"speedup", "images_a_second", "baseline_images_a_second"}
