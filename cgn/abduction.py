@@ -1,7 +1,7 @@
 """The shape in a given image: abduction, the first of the three steps to a counterfactual (Pearl 2009).
 
-No pixel is labelled. All that is used is the class of each image and that objects do not touch its border, so that
-whatever occurs at the border is background and what never does is not. `Evidence` is a classifier that tells windows of
+No pixel is labelled. All that is used is the class of each image and that objects hardly touch its border, so that
+whatever occurs at the border is background and what hardly ever does is not. `Evidence` is a classifier that tells windows of
 the border from windows of the centre, given the class. Were the background alike everywhere, its odds r would be
 
     p(window | centre) / p(window | border) = (1 - share) + share p(window | object) / p(window | background)
@@ -19,7 +19,7 @@ from torch import nn
 from cgn.data import SIDE
 from cgn.mechanisms import CLASSES
 
-BAND = 4  # outermost pixels that belong to no object: MNIST's digits keep 4 of 28 pixels away from the edge
+BAND = 4  # outermost pixels that count as background: digits cover 1 % of them, and 18 % of an image
 MIDDLE = 7  # pixels further in than this may be object
 PURE, TOUCHED = 1.5, 6.0  # times the floor: windows below are background for sure, above are not pure
 LOW, FLOOR_BATCHES = 0.1, 16  # quantile that is taken for the floor, and batches that it is taken from

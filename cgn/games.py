@@ -14,6 +14,7 @@ import torch
 import experiment
 from cgn import losses, mechanisms
 
+EVERY = 4  # steps between two looks at Gram matrices, which then count so many times (Karras et al. 2020, appendix B)
 DECAY = 0.998  # of the running average of the generator's weights, a step (Karras et al. 2018)
 
 
@@ -79,7 +80,7 @@ class PartsGame(_Game):
     def __init__(self, generator, batch, statistics, weights, lr, context, seed):
         """batch: a function from a stream to (images, opacities, labels) of training images."""
         adversaries = torch.nn.ModuleDict({"shape": mechanisms.Discriminator(1, width=16),
-                                           "texture": mechanisms.Discriminator(4, width=24)})  # fmt: skip
+                                           "texture": mechanisms.Discriminator(4, width=16)})  # fmt: skip
         adversaries = adversaries.to(next(generator.parameters()).device, memory_format=torch.channels_last)
         super().__init__(generator, adversaries, lr, self.BETAS, context, seed)
         self.batch, self.statistics, self.weights = batch, statistics, weights
@@ -104,8 +105,8 @@ class PartsGame(_Game):
         self.adversaries.requires_grad_(False)  # the gradient passes through them and leaves nothing behind
         with self.context():
             terms = {f"{name}_adversary": losses.logistic(self.judge(name, made[name], labels)) for name in against}
-            if self.weights["texture"]:
-                terms["texture"] = self.statistics.loss(filled, labels[some])
+            if self.weights["texture"] and number % EVERY == 0:
+                terms["texture"] = EVERY * self.statistics.loss(filled, labels[some])
         self.adversaries.requires_grad_(True)
         terms["entropy"] = losses.binary_entropy(masks)
         self.move("generator", sum(self.weights[name] * value for name, value in terms.items() if self.weights[name]))

@@ -58,8 +58,8 @@ class RandomFilters(nn.Module):
     """Fixed random filters of sides 3, 5 and 7, rectified, on every second pixel: (B, 48, 16, 16).
 
     Random filters of several sizes carry texture about as well as trained ones (Ustyuzhaninov et al. 2016); no
-    pretrained network is needed. Each filter has mean 0 over space and norm 1, and a sister of the opposite sign, so
-    that rectifying loses nothing.
+    pretrained network is needed. Each filter has norm 1 and, but for the first of each size, mean 0 over space; it is
+    rectified as it is and with the opposite sign, so that nothing is lost.
     """
 
     SIDES, EACH = (3, 5, 7), 8
@@ -71,11 +71,12 @@ class RandomFilters(nn.Module):
             filters = torch.randn(self.EACH, 3, side, side, generator=stream)
             filters[1:] -= filters[1:].mean((2, 3), keepdim=True)  # the first of each size sees the colour itself
             filters /= filters.flatten(1).norm(dim=1)[:, None, None, None]
-            self.register_buffer(f"filters_{side}", torch.cat([filters, -filters]))
+            self.register_buffer(f"filters_{side}", filters)
 
     def forward(self, x):
         seen = (F.conv2d(x, getattr(self, f"filters_{side}"), stride=2, padding=side // 2) for side in self.SIDES)
-        return [F.relu(torch.cat(list(seen), 1)).float()]
+        maps = torch.cat(list(seen), 1).float()
+        return [torch.cat([F.relu(maps), F.relu(-maps)], 1)]
 
 
 class VGG16(nn.Module):

@@ -111,7 +111,8 @@ def test_every_readme_command_parses(command):
 
 def test_there_are_readme_commands_for_every_script():
     assert {command.replace("-m ", "").split()[1] for command in commands()} >= {
-        "cgn.train", "cgn.generate", "cgn.classify", "cgn.analyse", "cgn.explain", "cgn.bench", "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py",
+        "cgn.train", "cgn.generate", "cgn.classify", "cgn.analyse", "cgn.explain", "cgn.bench",
+        "train.py", "ablate.py", "constructive_counterfactuals.py", "targeted_finetuning.py",
         "latent_counterfactuals.py", "public_sets.py",
     }  # fmt: skip
 
