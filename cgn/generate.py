@@ -61,7 +61,7 @@ def load(path, variant, textures, device):
     if "abduction" not in state:
         return generator, None, options
     finder = storage.load_weights(abduction.Abduction(abduction.FIELD[variant]), state["abduction"])
-    return generator, finder.eval().to(device), options
+    return generator, finder.eval().to(device, memory_format=torch.channels_last), options
 
 
 # --- counterfactuals -----------------------------------------------------------------------------------

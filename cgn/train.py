@@ -81,11 +81,10 @@ def textures_name(variant):
     return "published" if name == PUBLISHED_TEXTURES else name
 
 
-def run_of(model, variant, textures, seed, **differing):
-    """The default run folder: the model, the variant and what differs from the defaults."""
+def run_of(model, variant, textures, seed):
+    """The default run folder: the model, the variant, its textures if they are not procedural, the seed if not 0."""
     words = {"cgn": "cgn", "gan": "cgn_gan", "published_cgn": "cgn_published"}[model]
     words = [words, variant] + ([textures] if textures not in (None, "procedural") else [])
-    words += [f"{name}_{value:g}" for name, value in sorted(differing.items())]
     return Path("runs") / "_".join([*words, *([f"seed{seed}"] if seed else [])])
 
 
@@ -191,24 +190,28 @@ class Run:
         if "game" in self.last:
             self.game.restore(self.last["game"])
             self.step, self.frames = self.last["step"], list(self.last["frames"])
-        self.log = folder.open_log(keep=self.last.get("lines", 0))
         self.lines = self.last.get("lines", 0)
+        self.log = folder.open_log(keep=self.lines)
+        if self.abduction and not self.lines:
+            self.write({"event": "abduction", "iou": self.iou, "seconds": self.last["seconds"]})
 
     def find_shapes(self):
         """Learn the abduction, or take it from the checkpoint."""
         name = self.variant.name
         with experiment.seeded(self.options["seed"], "abduction"):
-            self.abduction = abduction.Abduction(abduction.FIELD[name]).to(self.variant.device)
+            self.abduction = abduction.Abduction(abduction.FIELD[name])
+        self.abduction.to(self.variant.device, memory_format=torch.channels_last)
         if "abduction" in self.last:
             storage.load_weights(self.abduction, self.last["abduction"])
             self.abduction.eval()
             return
+        started = time.perf_counter()
         steps = abduction.STEPS[name]
         stream = lambda purpose: experiment.generator(self.options["seed"], f"abduction/{purpose}")
         batch = lambda purpose: self.variant.batch(self.shapes, abduction.BATCH, stream(purpose))
         with tqdm(total=sum(steps), desc="abduction", unit="step", disable=None) as bar:
             abduction.learn(self.abduction, batch, steps, self.context, bar.update)
-        self.last = {"abduction": self.abduction.state_dict(), "lines": 0}
+        self.last = {"abduction": self.abduction.state_dict(), "lines": 0, "seconds": time.perf_counter() - started}
         storage.save_checkpoint(self.folder.last, self.last)
 
     def infer(self):
@@ -245,7 +248,10 @@ class Run:
         if bad[first]:
             raise experiment.UserError(f"{first} was not finite in one of the last {since} steps before {self.step}; "
                                        "the last good checkpoint is kept: a smaller --lr is worth a try")
-        self.log.write(storage.json_line({"step": self.step} | means | {"seconds": seconds}))
+        self.write({"step": self.step} | means | {"seconds": seconds})
+
+    def write(self, line):
+        self.log.write(storage.json_line(line))
         self.lines += 1
 
     @torch.no_grad()
@@ -278,9 +284,17 @@ def train(path, options, variant, context):
         if trained:
             run = Run(folder, options, variant, context)
             run.go_on()
-            run.log.write(storage.json_line({"event": "finished", "steps": run.step}))
+            run.write({"event": "finished", "steps": run.step, "collapsed": collapsed(run.game.average, options)})
             run.log.close()
         return storage.load_checkpoint(folder.best), trained
+
+
+def collapsed(generator, options):
+    """The classes whose masks have collapsed, by their mean; a GAN has no masks."""
+    if options["model"] == "gan":
+        return []
+    means = mean_masks(generator, next(generator.parameters()).device, options["seed"]).tolist()
+    return [number for number, mean in enumerate(means) if not COLLAPSED[0] < mean < COLLAPSED[1]]
 
 
 @torch.no_grad()
@@ -300,12 +314,15 @@ def measure(path, best, trained, options, device, results):
     arm, split = options["model"], options["variant"]
     lines = [line for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
     add = functools.partial(records.add, arm, split, seed=options["seed"])
-    add("training seconds", sum(line["seconds"] for line in lines), n=options["steps"] * options["batch"])
+    for what, part in (("training", [line for line in lines if "step" in line]),
+                       ("abduction", [line for line in lines if "event" in line])):
+        if part:
+            add(f"{what} seconds", sum(line["seconds"] for line in part), n=options["steps"] * options["batch"])
     if best.get("iou") is not None:
         add("abduction iou", best["iou"], n=60_000 if split == "colored" else data.TRAINING)
     if options["model"] != "gan":
-        means = mean_masks(mechanisms.restore(best).to(device), device, options["seed"])
-        gone = [number for number, mean in enumerate(means.tolist()) if not COLLAPSED[0] < mean < COLLAPSED[1]]
+        generator = mechanisms.restore(best).to(device)
+        means, gone = mean_masks(generator, device, options["seed"]), collapsed(generator, options)
         add("mean mask", float(means.mean()), n=1000)
         add("collapsed classes", len(gone), n=data.CLASSES)
         if gone:

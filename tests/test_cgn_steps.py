@@ -51,7 +51,9 @@ def test_every_kind_of_training_moves_and_leaves_its_record(call, tmp_path, vari
                           "--results", tmp_path / "results")  # fmt: skip
     assert code == 0, error
     lines = storage.read_lines(tmp_path / "run/log.jsonl")
-    assert lines[-1] == {"event": "finished", "steps": 4}
+    assert lines[-1]["event"] == "finished"
+    assert lines[-1]["steps"] == 4
+    assert (lines[0].get("event") == "abduction") == (model == "cgn" and not more)
     rows = {row["metric"]: row for row in storage.read_lines(tmp_path / "results/metrics.jsonl")}
     assert ("mean mask" in rows) == (model != "gan")
     assert ("abduction iou" in rows) == (model == "cgn" and not more)
@@ -104,6 +106,7 @@ def test_collapsed_masks_are_said(call, tmp_path, monkeypatch):
                         "--results", tmp_path / "results")  # fmt: skip
     assert code == 0
     assert "the masks of 9 have collapsed (mean mask 0.90)" in out
+    assert storage.read_lines(tmp_path / "run/log.jsonl")[-1]["collapsed"] == [9]
     rows = {row["metric"]: row["value"] for row in storage.read_lines(tmp_path / "results/metrics.jsonl")}
     assert rows["collapsed classes"] == 1
 
