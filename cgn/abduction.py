@@ -2,8 +2,8 @@
 
 No pixel is labelled. All that is used is the class of each image and that objects hardly touch its border, so that
 whatever occurs at the border is background and what hardly ever does is not. `Evidence` is a classifier that tells
-windows of the border from windows of the centre, given the class. Were the background alike everywhere, its odds r would
-be
+windows of the border from windows of the centre, given the class. Were the background alike everywhere, its odds r
+would be
 
     p(window | centre) / p(window | border) = (1 - share) + share p(window | object) / p(window | background)
 
