@@ -118,8 +118,8 @@ def compare_vae(generator, variant, nets, n, seed, context, records, path):
     sampled = (model.sample(n, experiment.generator(seed, "vae samples")) * 2 - 1).clamp(-1, 1)
     plain = generate.Source(generator, variant.device, seed, context=context, factual=True)
     counter = generate.Source(generator, variant.device, seed, context=context)
-    sets = {"vae": sampled, "cgn, one label": generate.in_memory(plain, n)[0].float() / 127.5 - 1,
-            "cgn, counterfactual": generate.in_memory(counter, n)[0].float() / 127.5 - 1}
+    sets = {"vae": sampled, "cgn, one label": data.from_bytes(generate.in_memory(plain, n)[0]),
+            "cgn, counterfactual": data.from_bytes(generate.in_memory(counter, n)[0])}
     rows = []
     for name, images in sets.items():
         share, shape, colour, sure = mixtures(images, nets["shape"], nets["object"])

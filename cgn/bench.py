@@ -98,7 +98,7 @@ def cases(device, dtype, seed):
     variant = data.Variant("wildlife", device)
     shapes = variant.shapes("train")[:2000]
     scenes = variant.scenes(shapes, experiment.generator(seed, "bench"), spurious=True)
-    opacities = (generate.to_bytes(scenes.images), shapes.alphas, shapes.labels)
+    opacities = (data.to_bytes(scenes.images), shapes.alphas, shapes.labels)
     ours = functools.partial(experiment.autocast, device, dtype)
     plain = functools.partial(experiment.autocast, device, torch.float32)
 
@@ -106,7 +106,7 @@ def cases(device, dtype, seed):
         with experiment.seeded(seed, "bench"):
             generator = mechanisms.build(name, **settings).to(device).eval().requires_grad_(False)
         source = generate.Source(generator, device, seed, context=context)
-        return Side(lambda n: [generate.to_bytes(source.chunk(number, size)[0]) for number in range(n)], size)
+        return Side(lambda n: [data.to_bytes(source.chunk(number, size)[0]) for number in range(n)], size)
 
     def draw(n, stream):
         some = variant.batch(shapes, n, stream)

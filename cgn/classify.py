@@ -69,10 +69,10 @@ class Setting:
             index = torch.randint(len(labels), (n,), generator=stream)
             if isinstance(images, torch.Tensor):
                 index = index.to(images.device)
-                return images[index].float() / 127.5 - 1, labels[index]
+                return data.from_bytes(images[index]), labels[index]
             index = index.sort().values.numpy()  # a disk is read in one direction
             some = [torch.from_numpy(part[index]).to(self.variant.device) for part in (images, labels)]
-            return some[0].float() / 127.5 - 1, some[1][:, 0].long()
+            return data.from_bytes(some[0]), some[1][:, 0].long()
 
         return draw
 

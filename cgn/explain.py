@@ -125,7 +125,7 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     generator, _, _ = generate.load(Path(source) / "ckpt/best.pt", variant, named, device)
     images, labels = generate.in_memory(generate.Source(generator, device, seed), tsne)
     sets = {"test": (test.images[order[:tsne]], test.labels[order[:tsne]]),
-            "counterfactual": (images.float() / 127.5 - 1, labels[:, 0])}
+            "counterfactual": (data.from_bytes(images), labels[:, 0])}
     places = dict(zip(sets, embed(model, [part for part, _ in sets.values()], seed), strict=True))
     for name, (_, classes) in sets.items():
         value = separation(places[name], classes.cpu())

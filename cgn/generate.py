@@ -105,16 +105,14 @@ class Source:
         return parts.image(), torch.stack(orders, 1)
 
 
-def to_bytes(images):
-    """Images in [-1, 1] as uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def in_memory(source, size):
     """(images uint8 (size, 3, 32, 32), labels (size, 3)) on the source's device."""
-    sizes = [min(CHUNK, size - start) for start in range(0, size, CHUNK)]
-    parts = [source.chunk(number, n) for number, n in enumerate(sizes)]
-    return torch.cat([to_bytes(images) for images, _ in parts]), torch.cat([labels for _, labels in parts])
+    images = torch.empty(size, 3, data.SIDE, data.SIDE, dtype=torch.uint8, device=source.device)
+    labels = torch.empty(size, 3, dtype=torch.int64, device=source.device)
+    for number, start in enumerate(range(0, size, CHUNK)):
+        made, of = source.chunk(number, min(CHUNK, size - start))
+        images[start : start + len(made)], labels[start : start + len(made)] = data.to_bytes(made), of
+    return images, labels
 
 
 def write_set(source, out, size, about):
@@ -164,7 +162,7 @@ def _fill(source, arrays, done, size, note):
     with tqdm(total=size, initial=done, desc="counterfactuals", unit="image", disable=None) as bar:
         while done < size:
             images, labels = source.chunk(done // CHUNK, min(CHUNK, size - done))
-            arrays[0][done : done + len(images)] = to_bytes(images).cpu().numpy()
+            arrays[0][done : done + len(images)] = data.to_bytes(images).cpu().numpy()
             arrays[1][done : done + len(images)] = labels.cpu().numpy()
             done += len(images)
             bar.update(len(images))

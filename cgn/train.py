@@ -110,7 +110,7 @@ def make_batch(variant, shapes, size, opacities=None):
     def inferred(stream):
         index = torch.randint(len(opacities[2]), (size,), generator=stream).to(variant.device)
         images, alphas, labels = (part[index] for part in opacities)
-        return images.float() / 127.5 - 1, alphas.float() / 255, labels
+        return data.from_bytes(images), alphas.float() / 255, labels
 
     return inferred if opacities else fresh
 
@@ -122,8 +122,8 @@ def abduce(model, variant, shapes, seed, context):
         scenes = variant.scenes(shapes[index], stream, spurious=True)
         with context():
             alphas = model.opacities(scenes.images.contiguous(memory_format=torch.channels_last), scenes.labels, flat)
-        found.append([((scenes.images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
-                      (alphas * 255).round().to(torch.uint8), scenes.labels, scenes.masks])
+        found.append([data.to_bytes(scenes.images), (alphas * 255).round().to(torch.uint8), scenes.labels,
+                      scenes.masks])
     images, alphas, labels, masks = (torch.cat(part) for part in zip(*found, strict=True))
     overlap = ((alphas > 127) & masks).sum((1, 2, 3)) / ((alphas > 127) | masks).sum((1, 2, 3)).clamp(1)
     return (images, alphas, labels), float(overlap.mean())

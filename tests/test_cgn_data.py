@@ -117,7 +117,7 @@ def test_a_wildlife_image_is_cut_out_of_its_textures(variants):
     some = scenes(variant, 5)
     windows = variant.textures[1][some.labels[0]].permute(1, 2, 0, 3, 4)
     ground = (~some.masks[0]).expand(3, -1, -1)
-    off = (windows.float() / 127.5 - 1 - some.images[0]).abs() * ground
+    off = (data.from_bytes(windows) - some.images[0]).abs() * ground
     assert off.amax((2, 3, 4)).min() < 1e-6
 
 
