@@ -365,3 +365,13 @@ def test_analyse_and_explain(call, trained, tmp_path, monkeypatch):
     assert code == 0, error
     assert {"gradcam_double_colored_original.png", "tsne_double_colored_original.png"} <= {
         path.name for path in (tmp_path / "r").iterdir()}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("model", ["cgn", "gan", "published_cgn"])
+def test_on_a_gpu(call, tmp_path, model):
+    code, _, error = call("cgn.train", "--variant", "wildlife", "--model", model, *SHORT, "--device", "cuda", "--run",
+                          tmp_path / "run", "--results", tmp_path / "r")  # fmt: skip
+    assert code == 0, error
+    assert all(value.device.type == "cpu" for value in weights(tmp_path / "run").values())
