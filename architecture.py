@@ -19,7 +19,7 @@ from torch import nn
 import flows
 import gans
 from experiment import UserError
-from storage import load_weights, model_in
+from storage import load_weights, model_in, one_of
 
 # --- variational autoencoders --------------------------------------------------------------
 
@@ -181,9 +181,7 @@ MODELS = {"vae": ConvVAE, "linear_vae": LinearVAE, "image_vae": ImageVAE, "realn
 
 def build(name, **settings):
     """A freshly initialised model; raises UserError for a name that is not in MODELS."""
-    if name not in MODELS:
-        raise UserError(f"no generative model is called {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name](**settings)
+    return one_of(MODELS, "generative model", name)(**settings)
 
 
 def restore(state, name="vae"):

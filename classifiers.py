@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from experiment import UserError
-from storage import load_weights, model_in
+from storage import load_weights, model_in, one_of
 
 
 class Classifier(nn.Module):
@@ -172,9 +172,7 @@ MODELS = {"mnist_cnn": MnistCNN, "attribute_cnn": AttributeCNN, "residual_cnn": 
 
 def build(name, **settings):
     """A freshly initialised classifier; raises UserError for a name that is not in MODELS."""
-    if name not in MODELS:
-        raise UserError(f"no classifier is called {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name](**settings)
+    return one_of(MODELS, "classifier", name)(**settings)
 
 
 def restore(state):

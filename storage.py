@@ -103,6 +103,13 @@ def model_in(state):
     return (made["name"], made["settings"], weights) if named else (None, None, weights)
 
 
+def one_of(models, kind, name):
+    """The entry of this name in a dict of models; kind: what they are called in the UserError if there is none."""
+    if name not in models:
+        raise UserError(f"no {kind} is called {name!r}; there are {', '.join(models)}")
+    return models[name]
+
+
 def load_weights(model, weights):
     """The model with these weights; UserError, naming the first that does not fit, if they are another model's."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import experiment
 from experiment import UserError
-from storage import load_weights, model_in
+from storage import load_weights, model_in, one_of
 
 
 class _Classifier(nn.Module):
@@ -69,9 +69,7 @@ MODELS = {"reader": Reader, "published": PublishedClassifier}
 
 def build(name, **settings):
     """A freshly initialised classifier; raises UserError for a name that is not in MODELS."""
-    if name not in MODELS:
-        raise UserError(f"no classifier is called {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name](**settings)
+    return one_of(MODELS, "classifier", name)(**settings)
 
 
 def restore(state):

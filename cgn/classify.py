@@ -121,8 +121,7 @@ def digest(path):
 def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, steps, batch, lr, seed, device,
          precision, save, results):
     for name in on:
-        if name not in SOURCES:
-            raise experiment.UserError(f"--on: no source is called {name!r}; there are {', '.join(SOURCES)}")
+        storage.one_of(dict.fromkeys(SOURCES), "source", name)
     if not on:
         raise experiment.UserError(f"--on names no source; there are {', '.join(SOURCES)}")
     device = experiment.pick_device(device)

@@ -20,6 +20,7 @@ from PIL import Image
 import datasets
 import experiment
 import figures
+import storage
 
 # --- the sheet that this script draws ------------------------------------------------------------
 TEXTURES: Path | None = None  # folder of wildlife's textures; by default procedural stripes and veins
@@ -96,8 +97,7 @@ class Variant:
     """
 
     def __init__(self, name, device="cpu", textures=None, root=datasets.ROOT):
-        if name not in VARIANTS:
-            raise experiment.UserError(f"no variant is called {name!r}; there are {', '.join(VARIANTS)}")
+        storage.one_of(dict.fromkeys(VARIANTS), "variant", name)
         if textures is not None and name != "wildlife":
             raise experiment.UserError(f"--textures is for wildlife, {name} has none")
         self.name, self.device, self.folder, self.root = name, torch.device(device), textures, root

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from experiment import UserError
-from storage import load_weights, model_in
+from storage import load_weights, model_in, one_of
 
 LATENT, CLASSES, SIDE = 32, 10, 32  # published
 CLAMP = 1e-4  # masks stay this far from 0 and 1 (published); in bfloat16 1 - 1e-4 would round to 1
@@ -247,9 +246,7 @@ MODELS = {"cgn": CGN, "published_cgn": PublishedCGN, "gan": ConditionalGAN}
 
 def build(name, **settings):
     """A freshly initialised generator; raises UserError for a name that is not in MODELS."""
-    if name not in MODELS:
-        raise UserError(f"no generator is called {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name](**settings)
+    return one_of(MODELS, "generator", name)(**settings)
 
 
 def restore(state):
