@@ -201,23 +201,21 @@ def sheet(generator, variant, seed, path):
 
 
 @torch.no_grad()
-def interpolation(generator, variant, seed, path, columns=9):
-    """One mechanism moves from a class to another, the other two stay: a row each."""
-    device, rows = variant.device, []
+def interpolation(generator, variant, seed, path, ends=(3, 8), columns=9):
+    """The label of one mechanism moves from a class to another, the other two stay: a row each."""
+    stream, rows = experiment.generator(seed, "interpolation"), []
+    latents = [z.expand(columns, -1) for z in mechanisms.draw_latents(1, stream, variant.device)]
+    first, last = (torch.eye(data.CLASSES, device=variant.device)[end] for end in ends)
+    shares = torch.linspace(0, 1, columns, device=variant.device)
     for moving in range(3):
-        stream = experiment.generator(seed, "interpolation")
-        latents = mechanisms.draw_latents(1, stream, device)
-        ends = []
-        for end in (3, 8):
-            labels = [torch.full((1,), 3, device=device) for _ in range(3)]
-            labels[moving] = torch.full((1,), end, device=device)
-            ends.append(generator.parts(labels, latents, experiment.generator(seed, "window")))
-        blend = [torch.lerp(ends[0][moving], ends[1][moving], k / (columns - 1)) for k in range(columns)]
-        field = mechanisms.Parts._fields[moving]
-        rows.append([(ends[0]._replace(**{field: part}).image()[0] + 1) / 2 for part in blend])
-    figures.image_grid(path, rows, [f"{k / (columns - 1):.2f}" for k in range(columns)],
-                       ["shape", "object", "background"], [[""] * columns] * 3,
-                       f"{variant.name.replace('_', ' ')}: one mechanism from class 3 to class 8")
+        labels = [first.expand(columns, -1)] * 3
+        labels[moving] = torch.lerp(first, last, shares[:, None])
+        images = torch.cat([generator.parts([y[k : k + 1] for y in labels], [z[k : k + 1] for z in latents],
+                                            experiment.generator(seed, "window")).image() for k in range(columns)])
+        rows.append(list((images + 1) / 2))
+    title = f"{variant.name.replace('_', ' ')}: the label of one mechanism goes from {ends[0]} to {ends[1]}"
+    figures.image_grid(path, rows, [f"{share:.2f}" for share in shares.tolist()], ["shape", "object", "background"],
+                       [[""] * columns] * 3, title)
 
 
 def training_film(run, path):

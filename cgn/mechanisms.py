@@ -2,8 +2,8 @@
 
 Every generator has one signature:
 
-    parts(labels, latents, stream)     Parts of B images; labels: three (B,), latents: three (B, 32), both in the order
-                                       shape, object, background
+    parts(labels, latents, stream)     Parts of B images; labels: three (B,), or soft (B, 10), latents: three (B, 32),
+                                       both in the order shape, object, background
     Parts.image()                      composition, x = m f + (1 - m) b (Sauer and Geiger 2021, equation 3)
 
 `CGN` is ours, `PublishedCGN` and `ConditionalGAN` have the layers of the published checkpoints, which load. Images are
@@ -46,6 +46,16 @@ def shuffled(labels, stream):
     return labels, labels[orders[0]], labels[orders[1]]
 
 
+def soft(labels):
+    """Whether labels are shares of the classes, (B, 10), between which one can interpolate, and not numbers (B,)."""
+    return labels.is_floating_point()
+
+
+def embedded(embedding, labels):
+    """The vector of each label, or the mixture of vectors that soft labels say."""
+    return labels @ embedding.weight if soft(labels) else embedding(labels)
+
+
 def windows(textures, stream, which=None):
     """One 32 x 32 window of each texture (B, C, H, W), or of those at `which` (B,), thought to repeat on all sides.
 
@@ -80,7 +90,7 @@ class Shape(nn.Module):
         )  # fmt: skip
 
     def forward(self, labels, latents):
-        logits = self.body(torch.cat([latents, self.label(labels)], 1)).float()
+        logits = self.body(torch.cat([latents, embedded(self.label, labels)], 1)).float()
         return torch.sigmoid(4 * logits - 1).clamp(CLAMP, 1 - CLAMP)  # starts with dark masks
 
 
@@ -102,7 +112,11 @@ class Texture(nn.Module):
     def forward(self, labels, latents, stream):
         """Windows (B, 3, 32, 32) in [-1, 1]."""
         tint = 0.1 * self.tint(latents).float()[:, :, None, None]
-        return torch.tanh(self.STRIDE * windows(self.canvas, stream, labels) + tint)
+        if soft(labels):
+            canvases, labels = torch.einsum("bk,kchw->bchw", labels, self.canvas), None
+        else:
+            canvases = self.canvas
+        return torch.tanh(self.STRIDE * windows(canvases, stream, labels) + tint)
 
 
 class CGN(nn.Module):
@@ -170,7 +184,7 @@ class PublishedCGN(nn.Module):
             _initialise(self, *initialisation)
 
     def parts(self, labels, latents, stream):
-        shape, object_, background = (torch.cat([z, self.label_emb(y)], 1)
+        shape, object_, background = (torch.cat([z, embedded(self.label_emb, y)], 1)
                                       for y, z in zip(labels, latents, strict=True))  # fmt: skip
         return Parts(self.f_shape(shape).float().clamp(CLAMP, 1 - CLAMP),
                      windows(self.f_text1(object_).float(), stream), windows(self.f_text2(background).float(), stream))

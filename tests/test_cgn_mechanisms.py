@@ -48,6 +48,14 @@ def test_a_label_reaches_its_own_mechanism_only(name, moved):
         assert torch.equal(one, two) == (place != moved)
 
 
+@pytest.mark.parametrize("name", ["cgn", "published_cgn"])
+def test_soft_labels_of_one_class_are_that_class(name):
+    generator, labels = build(name), torch.tensor([3, 8, 0])
+    hard, soft = parts(generator, (labels,) * 3), parts(generator, (torch.eye(10)[labels],) * 3)
+    for one, two in zip(hard, soft, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_windows_are_rolls_of_the_texture():
     textures = torch.rand(5, 3, 32, 32)
     found = mechanisms.windows(textures, experiment.generator(0, "w"))
