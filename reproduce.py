@@ -120,6 +120,8 @@ def records_of(step):
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
     wanted = storage.plain_options(options)
     found = storage.read_lines(Path(step.results) / storage.Records.FILE)
+    if "." in step.script and step.script not in CGN:  # the scripts of a package share a folder
+        found = [row for row in found if row["experiment"] == step.script.split(".")[1]]
     return [row for row in found
             if all(row["options"].get(name, value) == value for name, value in wanted.items())]
 

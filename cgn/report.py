@@ -25,6 +25,7 @@ ARMS = {("original",): "original", ("gan",): "GAN", ("cgn",): "CGN, shapes sampl
         ("abducted",): "CGN, shapes abducted", ("original", "gan"): "original + GAN",
         ("original", "cgn"): "original + CGN, sampled", ("original", "abducted"): "original + CGN, abducted",
         ("composed",): "true shapes, colours, textures"}  # fmt: skip
+UNMEASURED = "Not measured yet."
 SEEDS = 5
 CAM = ("iou", "iou_both", "energy", "iou_unrelated", "iou_both_unrelated")
 NEIGHBOUR = "neighbour of the same class"
@@ -73,6 +74,8 @@ def accuracies(records, variant, textures=None):
             published = ["–", "–", *published]
         published += ["–"] * (4 - len(published))
         rows.append([name, *published, *(percent(values) for values in ours.values())])
+    if not rows:
+        return UNMEASURED
     words = {"visible": "colours differ", "wandering": "colours wander"}
     return tables.markdown(header + [words[split] for split in more], rows)
 
@@ -168,6 +171,8 @@ def vae_table(records):
             if row["experiment"] == "analyse" and row["options"]["vae"]}
     lines = [[arm, *(f"{100 * rows[arm, metric]['value']:.1f} % of {rows[arm, metric]['n']}" for metric in MIXED)]
              for arm in dict.fromkeys(arm for arm, _ in rows)]
+    if not lines:
+        return UNMEASURED
     return tables.markdown(["samples of", "digits in another class's colour", "blue ones among the zeros"], lines)
 
 
