@@ -127,15 +127,17 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
     named, dtype = train.textures_name(painted), experiment.precise(device, precision)
+    asked = {"run": run, "checkpoint": checkpoint and "published or other", "gan": gan}
     run = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
     gan = (gan or train.run_of("gan", variant, named, seed)) / "ckpt/best.pt"
     options = {"variant": variant, "textures": named, "on": on, "seed": seed, "size": size, "ratio": ratio,
                "model": model, "steps": steps, "batch": batch, "lr": lr,
                "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
     if {"cgn", "abducted"} & {*on}:
-        options |= {"run": "checkpoint" if checkpoint else run.parts[-3], "weights": digest(run)}
+        options |= {"generator": "checkpoint" if checkpoint else run.parts[-3], "weights": digest(run)}
     if "gan" in on:
-        options |= {"gan": gan.parts[-3], "gan_weights": digest(gan)}
+        options |= {"gan_weights": digest(gan)}
+    options |= asked
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
     name = "_".join(["classifier", variant, *filter(None, [named]), *on, *([f"seed{seed}"] if seed else [])])

@@ -48,10 +48,15 @@ def cell(records, arm, split, variant, textures):
     return list({row["seed"]: row["value"] for row in rows}.values())
 
 
+def generator_of(options):
+    """The run folder, without runs/, of the CGN that a classifier learned from; "checkpoint" for another file."""
+    return options.get("generator") or options.get("run")
+
+
 def own_run(options):
     """Whether a classifier learned from the variant's own CGN, if from any, and not from one trained to be compared."""
-    return options["model"] == "reader" and str(options.get("run", "cgn_" + options["variant"])).startswith(
-        "cgn_" + options["variant"])  # fmt: skip
+    generator = generator_of(options)
+    return options["model"] == "reader" and (not generator or generator.startswith("cgn_" + options["variant"]))
 
 
 def standard(options):
@@ -179,7 +184,7 @@ def vae_table(records):
 def published_sentence(records):
     """What a classifier reads that was trained on the published generator's counterfactuals."""
     rows = {row["split"]: row for row in records if row["experiment"] == "classify"
-            and row["options"].get("run") == "checkpoint" and row["options"]["variant"] == "double_colored"}
+            and generator_of(row["options"]) == "checkpoint" and row["options"]["variant"] == "double_colored"}
     if not rows:
         return "The published generators have not been measured."
     return (f"The published double-colored generator through our code (100,000 counterfactuals, "

@@ -43,8 +43,8 @@ def test_accuracies_are_means_in_per_cent_beside_the_published():
             for seed in range(5) for split in SPLITS]
     rows += [classified("original", 0.1, 0, split) for split in SPLITS]
     rows.append(classified("cgn", 0.5, 0, size=10_000))  # of the sweep
-    rows.append(classified("cgn", 0.5, 0, run="checkpoint"))  # of a published generator
-    rows.append(classified("cgn", 0.5, 0, run="cgn_without_entropy_seed0"))
+    rows.append(classified("cgn", 0.5, 0, generator="checkpoint"))  # of a published generator
+    rows.append(classified("cgn", 0.5, 0, generator="cgn_without_entropy_seed0"))
     table = report.accuracies(rows, "double_colored").splitlines()
     assert table[2] == "| original | 100 | 10.3 | 100 | 10.5 |" + 4 * " 10.0 (n = 1) |"
     assert table[3].startswith("| CGN, shapes sampled | 97.4 | 89 | 94.8 | 86.5 | 82.0 ± 2.0 | 82.0 ± 2.0 |")
