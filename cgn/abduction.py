@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cgn.data import SIDE
-from cgn.mechanisms import CLASSES
+from cgn.mechanisms import CLASSES, SIDE
 
 BAND = 4  # outermost pixels that count as background: digits cover 1 % of them, and 18 % of an image
 MIDDLE = 7  # pixels further in than this may be object

@@ -6,6 +6,8 @@
     head(maps)          logits from them
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -65,6 +67,12 @@ class PublishedClassifier(_Classifier):
 
 
 MODELS = {"reader": Reader, "published": PublishedClassifier}
+
+
+def run_of(variant, textures, on, seed):
+    """The run folder of a classifier of cgn.classify: its variant, textures, sources, and its seed if that is not 0."""
+    words = ["classifier", variant, *filter(None, [textures]), *on, *([f"seed{seed}"] if seed else [])]
+    return Path("runs") / "_".join(words)
 
 
 def build(name, **settings):

@@ -140,8 +140,7 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     options |= asked
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
-    name = "_".join(["classifier", variant, *filter(None, [named]), *on, *([f"seed{seed}"] if seed else [])])
-    kept = Path("runs") / name / "ckpt/best.pt"
+    kept = classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
     if records.earlier() and (kept.is_file() or not save):
         print(f"{variant}, {arm}, seed {seed}: measured before")
         return

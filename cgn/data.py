@@ -21,14 +21,13 @@ import datasets
 import experiment
 import figures
 import storage
+from cgn.mechanisms import CLASSES, SIDE
 
 # --- the sheet that this script draws ------------------------------------------------------------
 TEXTURES: Path | None = None  # folder of wildlife's textures; by default procedural stripes and veins
 SEED: experiment.Index = 0  # draws digits, colours and crops
 RESULTS: Path = Path("results/cgn")  # where the sheet goes
 
-SIDE = 32  # of an image
-CLASSES = 10
 TRAINING = 50_000  # double-colored and wildlife: the first 50,000 digits train, the other 10,000 test (published)
 THRESHOLD = 25  # of 255: a pixel of a digit above it is object (published: 0.1)
 VARIANTS = ("colored", "double_colored", "wildlife")

@@ -107,7 +107,7 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     painted = data.Variant(variant, device, textures)
     named = train.textures_name(painted)
     stem = "_".join([variant, *filter(None, [named]), *on])
-    path = classifier or Path("runs") / f"classifier_{stem}{f'_seed{seed}' * bool(seed)}/ckpt/best.pt"
+    path = classifier or classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
     if not Path(path).is_file():
         raise experiment.UserError(f"no classifier at {path}; python -m cgn.classify --variant {variant} --on "
                                    f"{' '.join(on)} --seed {seed} --save makes it")

@@ -284,17 +284,16 @@ def train(path, options, variant, context):
         if trained:
             run = Run(folder, options, variant, context)
             run.go_on()
-            run.write({"event": "finished", "steps": run.step, "collapsed": collapsed(run.game.average, options)})
+            has_masks = options["model"] != "gan"
+            gone = collapsed(mean_masks(run.game.average, variant.device, options["seed"])) if has_masks else []
+            run.write({"event": "finished", "steps": run.step, "collapsed": gone})
             run.log.close()
         return storage.load_checkpoint(folder.best), trained
 
 
-def collapsed(generator, options):
-    """The classes whose masks have collapsed, by their mean; a GAN has no masks."""
-    if options["model"] == "gan":
-        return []
-    means = mean_masks(generator, next(generator.parameters()).device, options["seed"]).tolist()
-    return [number for number, mean in enumerate(means) if not COLLAPSED[0] < mean < COLLAPSED[1]]
+def collapsed(means):
+    """The classes whose masks have collapsed, by their mean masks (classes,)."""
+    return [number for number, mean in enumerate(means.tolist()) if not COLLAPSED[0] < mean < COLLAPSED[1]]
 
 
 @torch.no_grad()
@@ -322,7 +321,8 @@ def measure(path, best, trained, options, device, results):
         add("abduction iou", best["iou"], n=60_000 if split == "colored" else data.TRAINING)
     if options["model"] != "gan":
         generator = mechanisms.restore(best).to(device)
-        means, gone = mean_masks(generator, device, options["seed"]), collapsed(generator, options)
+        means = mean_masks(generator, device, options["seed"])
+        gone = collapsed(means)
         add("mean mask", float(means.mean()), n=1000)
         add("collapsed classes", len(gone), n=data.CLASSES)
         if gone:
