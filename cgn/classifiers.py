@@ -2,7 +2,7 @@
 
     model(x)            logits (B, 10) of images (B, channels, 32, 32)
     features(x)         activations (B, F) before the last layer
-    maps(x)             the last feature maps (B, C, H, W), for GradCAM
+    maps(x)             the last feature maps of 8 x 8, (B, C, 8, 8), for GradCAM
     head(maps)          logits from them
 """
 
@@ -46,6 +46,12 @@ class Reader(_Classifier):
         for a, b, stride in ((4 * channels, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2)):
             layers += [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
         self.model, self.cls = nn.Sequential(*layers), nn.Linear(128, 10)
+
+    def maps(self, x):
+        return self.model[:-3](x)  # a digit is too fine for the 4 x 4 maps of the last convolution
+
+    def pool(self, maps):
+        return self.model[-3:](maps).mean((2, 3))
 
 
 class PublishedClassifier(_Classifier):

@@ -33,7 +33,7 @@ MODEL: Literal["cgn", "gan", "published_cgn"] = "cgn"  # ours, the baseline, or 
 TEXTURES: Path | None = None  # folder of wildlife's textures; by default procedural ones
 SEED: experiment.Index = 0  # names the streams of initialisation, data, latents
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
-PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where the processor multiplies in it
+PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where there are matrix units for it
 RUN: Path | None = None  # run folder; by default runs/cgn_VARIANT and what differs from the defaults
 RESULTS: Path = Path("results/cgn")  # where the record of a finished training goes
 
@@ -61,7 +61,7 @@ CANVAS = {"colored": 1, "double_colored": 1, "wildlife": 64}  # side of the text
 GAN_WIDTH = 16  # of the baseline; the replication's checkpoints have 64, at 13 times the cost
 SAVE_AFTER = 60  # seconds that a kill may cost
 LOG_EVERY = 100  # steps
-FRAMES = 40  # pictures of the GIF
+FRAMES = 20  # pictures of the GIF
 COLLAPSED = (0.02, 0.6)  # a class whose mean mask is outside has collapsed: MNIST's digits cover 0.08 to 0.25
 
 
@@ -277,16 +277,17 @@ class Run:
                                                            "frames": self.frames, "lines": self.lines})
 
 
-def train(path, options, variant, context):
+def train(path, options, variant):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
+    dtype = experiment.precise(variant.device, options["precision"], small=True)
     with storage.RunFolder(path, options) as folder:
         trained = not folder.finished()
         if trained:
-            run = Run(folder, options, variant, context)
+            run = Run(folder, options, variant, functools.partial(experiment.autocast, variant.device, dtype))
             run.go_on()
             has_masks = options["model"] != "gan"
             gone = collapsed(mean_masks(run.game.average, variant.device, options["seed"])) if has_masks else []
-            run.write({"event": "finished", "steps": run.step, "collapsed": gone})
+            run.write({"event": "finished", "steps": run.step, "collapsed": gone, "dtype": str(dtype)})
             run.log.close()
         return storage.load_checkpoint(folder.best), trained
 
@@ -337,14 +338,13 @@ def main(variant, model, textures, seed, device, precision, run, results, steps,
     check(model, abduction, edge)
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
-    dtype = experiment.precise(device, precision)
     given = {"steps": steps, "batch": batch, "lr": lr, "entropy": entropy, "texture": texture}
     chosen = {name: DEFAULTS[model][name] if value is None else value for name, value in given.items()}
     options = {"variant": variant, "model": model, "textures": textures_name(painted), "seed": seed} | chosen | {
-        "precision": str(dtype).removeprefix("torch."), "abduction": abduction, "shape_adversary": shape_adversary,
+        "precision": precision, "abduction": abduction, "shape_adversary": shape_adversary,
         "texture_adversary": texture_adversary, "edge": edge, "features": features}  # fmt: skip
     path = run or run_of(model, variant, options["textures"], seed)
-    best, trained = train(path, options, painted, functools.partial(experiment.autocast, device, dtype))
+    best, trained = train(path, options, painted)
     measure(path, best, trained, options, device, results)
     print(f"{path}: {'trained' if trained else 'trained before'}, {best['step']:,} steps")
 

@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+import torch
 
 import experiment
 import storage
@@ -86,6 +87,8 @@ def test_bench_measures_every_case(call, tmp_path, monkeypatch):
     code, _, error = call("cgn.bench", "--results", tmp_path, "--precision", "float32")
     assert code == 0, error
     rows = storage.read_lines(tmp_path / "metrics.jsonl")
+    halves = {"bfloat16, cgn training", "bfloat16, classifier"}
+    multiplies = experiment.precise(torch.device("cpu"), "auto") == torch.bfloat16
     assert {row["arm"] for row in rows} == {"cgn training", "cgn generation", "cgn classifier",
-                                            "statistics measured once"}
+                                            "statistics measured once"} | (halves if multiplies else set())
     assert {row["metric"] for row in rows} == {"speedup", "images_a_second", "baseline_images_a_second"}
