@@ -28,7 +28,7 @@ from cgn import plan, report
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
 AGAIN: bool = False  # measure steps anew whose records are there
-PUBLISHED: Path | None = None  # folder with what was published: adds the published VAE, and wildlife's textures
+PUBLISHED: Path | None = None  # what was published: adds its VAE, and part 5's textures and checkpoints
 
 README = Path("README.md")
 PUBLISHED_VAE = "vae/vae_l5_linear_512_no0.pt"
@@ -303,7 +303,7 @@ def main(quick, only_tables, again, published):
     steps = dict(FAST if quick else FULL)
     if published:
         steps["published checkpoint"] = published_step(published)
-        for name, (script, arguments) in plan.commands(published / "textures").items():
+        for name, (script, arguments) in plan.commands(published).items():
             steps.setdefault(name, Step(script, arguments, CGN.get(script, report.FOLDER)))
     if not only_tables:
         for name in steps:

@@ -106,21 +106,21 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
     named = train.textures_name(painted)
-    stem = "_".join([variant, *filter(None, [named]), *on])
+    stem = "_".join([variant, *filter(None, [named]), *([f"file_{classifier.stem}"] if classifier else on)])
     path = classifier or classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
-    if not Path(path).is_file():
+    if not path.is_file():
         raise experiment.UserError(f"no classifier at {path}; python -m cgn.classify --variant {variant} --on "
                                    f"{' '.join(on)} --seed {seed} --save makes it")
     model = classifiers.restore(storage.load_checkpoint(path)).to(device)
     options = {"variant": variant, "textures": named, "on": on, "seed": seed, "count": count, "tsne": tsne,
-               "classifier": str(path)}  # fmt: skip
+               "classifier": path.name if classifier else str(path)}  # fmt: skip
     records = storage.Records(results, "explain", options, device)
-    test, arm = painted.test(), "+".join(on)
+    test, arm = painted.test(), f"file {path.stem}" if classifier else "+".join(on)
     order = torch.randperm(len(test), generator=experiment.generator(seed, "explained")).to(device)
     scenes, others = test[order[:count]], test.masks[order.roll(1)[:count]]
     for metric, value in look(model, scenes, others).items():
         records.add(arm, "test", metric, float(value.mean()), len(value), seed)
-    cam_figure(model, scenes, Path(results) / f"gradcam_{stem}.png", f"{stem.replace('_', ' ')}: where it looks")
+    cam_figure(model, scenes, results / f"gradcam_{stem}.png", f"{stem.replace('_', ' ')}: where it looks")
     source = run or train.run_of("cgn", variant, named, seed)
     generator, _, _ = generate.load(Path(source) / "ckpt/best.pt", variant, named, device)
     images, labels = generate.in_memory(generate.Source(generator, device, seed), tsne)
@@ -130,7 +130,7 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     for name, (_, classes) in sets.items():
         value = separation(places[name], classes.cpu())
         records.add(arm, name, "neighbour of the same class", value, tsne, seed)
-    figures.scatters(Path(results) / f"tsne_{stem}.png", [(f"{name} images", places[name], classes.cpu())
+    figures.scatters(results / f"tsne_{stem}.png", [(f"{name} images", places[name], classes.cpu())
                      for name, (_, classes) in sets.items()], f"{stem.replace('_', ' ')}: features of the classifier")
     for row in records.save():
         print(f"{row['arm']}, {row['split']}, {row['metric']}: {row['value']:.3f}")

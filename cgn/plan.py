@@ -12,18 +12,27 @@ LEFT_OUT = {"without shape_adversary": "--shape-adversary 0", "without texture_a
             "without abduction, with edge": "--no-abduction --edge 10"}  # fmt: skip
 LEFT_OUT_OF = "double_colored"  # the variant on which losses, sizes and ratios are studied
 LEFT_OUT_SEEDS = range(3)
+PUBLISHED_RATIO = 10  # counterfactuals of each shape, published for double-colored
+PUBLISHED_CLASSIFIERS = ("colored", "colored_counterfactual")  # trained on original and on counterfactual images
 SIZES, RATIOS = (10_000, 1_000_000), (5, 10, 20)  # beside 100,000 and 1
 
 
-def commands(textures=None):
-    """All of them; textures: the folder of the published ones, which adds wildlife with them."""
+def commands(published=None):
+    """All of them; published: a folder with what the authors published, which adds wildlife with their textures (in
+    textures/), their generator (cgn_mnist/) and their classifiers (classifier_mnist/).
+    """
     found = []
     for seed in SEEDS:
         for variant in data.VARIANTS:
             found += comparison(variant, seed, "")
-        if textures:
-            found += comparison("wildlife", seed, f" --textures {textures}")
+        if published:
+            found += comparison("wildlife", seed, f" --textures {published}/textures")
     found += studies()
+    if published:
+        found += [("cgn.classify", f"--variant double_colored --checkpoint {published}/cgn_mnist/double_colored.pth "
+                                   f"--ratio {PUBLISHED_RATIO}"),
+                  *(("cgn.explain", f"--variant colored --classifier {published}/classifier_mnist/{name}.pth")
+                    for name in PUBLISHED_CLASSIFIERS)]  # fmt: skip
     return {f"cgn {' '.join(words.split())}": (script, tuple(words.split())) for script, words in found}
 
 

@@ -24,7 +24,9 @@ REPLICATION = {
 ARMS = {("original",): "original", ("gan",): "GAN", ("cgn",): "CGN, shapes sampled",
         ("abducted",): "CGN, shapes abducted", ("original", "gan"): "original + GAN",
         ("original", "cgn"): "original + CGN, sampled", ("original", "abducted"): "original + CGN, abducted",
-        ("composed",): "true shapes, colours, textures"}  # fmt: skip
+        ("composed",): "true shapes, colours, textures",
+        ("file colored",): "original, published classifier",
+        ("file colored_counterfactual",): "counterfactuals, published classifier"}  # fmt: skip
 UNMEASURED = "Not measured yet."
 SEEDS = 5
 CAM = ("iou", "iou_both", "energy", "iou_unrelated", "iou_both_unrelated")

@@ -23,9 +23,9 @@ def classified(arm, value, seed, split="test", **options):
     return record("classify", arm, split, "accuracy", value, seed, **about | options)
 
 
-@pytest.mark.parametrize("name", list(plan.commands("some/textures")))
+@pytest.mark.parametrize("name", list(plan.commands("some/folder")))
 def test_every_command_of_the_plan_parses(name):
-    script, arguments = plan.commands("some/textures")[name]
+    script, arguments = plan.commands("some/folder")[name]
     options = experiment.parse_options(importlib.import_module(script), arguments)
     assert options
 
@@ -36,7 +36,7 @@ def test_the_plan_has_five_seeds_of_every_arm_and_variant():
         for variant in ("colored", "double_colored", "wildlife"):
             for on in ("original", "gan", "cgn", "abducted", "original gan", "original cgn"):
                 assert any(line.startswith(f"--variant {variant} --seed {seed} --on {on}") for line in lines)
-        assert any(f"--variant wildlife --seed {seed} --textures T --on cgn" in line for line in lines)
+        assert any(f"--variant wildlife --seed {seed} --textures T/textures --on cgn" in line for line in lines)
 
 
 def test_accuracies_are_means_in_per_cent_beside_the_published():

@@ -286,6 +286,16 @@ def test_grad_cam_of_a_model_that_looks_at_one_channel():
         torch.testing.assert_close(found[name], torch.ones(2))
 
 
+@pytest.mark.parametrize("name", ["reader", "published"])
+def test_a_classifier_is_its_maps_and_its_head(name):
+    """GradCAM differentiates the head at maps of 8 x 8; together they have to be the classifier."""
+    model, images = classifiers.build(name).eval(), torch.rand(2, 3, 32, 32) * 2 - 1
+    maps = model.maps(images)
+    assert maps.shape[2:] == (8, 8)
+    torch.testing.assert_close(model.head(maps), model(images))
+    torch.testing.assert_close(model.cls(model.features(images)), model(images))
+
+
 def test_overlaps_by_hand():
     heat, mask = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     heat[0, 0, 0] = 1.0

@@ -125,3 +125,15 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda"):
             experiment.pick_device("cuda")
+
+
+@pytest.mark.parametrize(("units", "small", "wanted"), [(True, True, torch.bfloat16), (False, True, torch.float32),
+                                                        (False, False, torch.bfloat16)])  # fmt: skip
+def test_small_layers_take_bfloat16_only_with_matrix_units(monkeypatch, units, small, wanted):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units}, raising=False)
+    device = torch.device("cpu")
+    assert experiment.precise(device, "auto", small) == wanted
+    assert experiment.precise(device, "float32", small) == torch.float32
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert experiment.precise(device, "auto", small) == torch.float32
