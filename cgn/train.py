@@ -177,8 +177,8 @@ def make_game(options, variant, shapes, opacities, context):
 class Run:
     """A training in its folder: abduction first, then the game; saved on the way, and taken up where it was."""
 
-    def __init__(self, folder, options, variant, context):
-        self.folder, self.options, self.variant, self.context = folder, options, variant, context
+    def __init__(self, folder, options, variant):
+        self.folder, self.options, self.variant = folder, options, variant
         self.shapes = variant.shapes("train")
         self.abduction, self.frames, self.step = None, [], 0
         self.last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
@@ -186,7 +186,7 @@ class Run:
         if options["abduction"]:
             self.find_shapes()
         opacities = self.infer() if options["abduction"] else None
-        self.game = make_game(options, variant, self.shapes, opacities, context)
+        self.game = make_game(options, variant, self.shapes, opacities, self.context(small=True))
         if "game" in self.last:
             self.game.restore(self.last["game"])
             self.step, self.frames = self.last["step"], list(self.last["frames"])
@@ -194,6 +194,11 @@ class Run:
         self.log = folder.open_log(keep=self.lines)
         if self.abduction and not self.lines:
             self.write({"event": "abduction", "iou": self.iou, "seconds": self.last["seconds"]})
+
+    def context(self, small):
+        """What makes the context that networks run in; small: those of the game, whose layers are."""
+        dtype = experiment.precise(self.variant.device, self.options["precision"], small)
+        return functools.partial(experiment.autocast, self.variant.device, dtype)
 
     def find_shapes(self):
         """Learn the abduction, or take it from the checkpoint."""
@@ -210,12 +215,13 @@ class Run:
         stream = lambda purpose: experiment.generator(self.options["seed"], f"abduction/{purpose}")
         batch = lambda purpose: self.variant.batch(self.shapes, abduction.BATCH, stream(purpose))
         with tqdm(total=sum(steps), desc="abduction", unit="step", disable=None) as bar:
-            abduction.learn(self.abduction, batch, steps, self.context, bar.update)
+            abduction.learn(self.abduction, batch, steps, self.context(small=False), bar.update)
         self.last = {"abduction": self.abduction.state_dict(), "lines": 0, "seconds": time.perf_counter() - started}
         storage.save_checkpoint(self.folder.last, self.last)
 
     def infer(self):
-        found, self.iou = abduce(self.abduction, self.variant, self.shapes, self.options["seed"], self.context)
+        seed, context = self.options["seed"], self.context(small=False)
+        found, self.iou = abduce(self.abduction, self.variant, self.shapes, seed, context)
         storage.save_checkpoint(self.folder.path / "opacities.pt", {"alphas": found[1], "labels": found[2]})
         return found
 
@@ -279,15 +285,14 @@ class Run:
 
 def train(path, options, variant):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
-    dtype = experiment.precise(variant.device, options["precision"], small=True)
     with storage.RunFolder(path, options) as folder:
         trained = not folder.finished()
         if trained:
-            run = Run(folder, options, variant, functools.partial(experiment.autocast, variant.device, dtype))
+            run = Run(folder, options, variant)
             run.go_on()
             has_masks = options["model"] != "gan"
             gone = collapsed(mean_masks(run.game.average, variant.device, options["seed"])) if has_masks else []
-            run.write({"event": "finished", "steps": run.step, "collapsed": gone, "dtype": str(dtype)})
+            run.write({"event": "finished", "steps": run.step, "collapsed": gone})
             run.log.close()
         return storage.load_checkpoint(folder.best), trained
 
