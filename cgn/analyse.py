@@ -153,7 +153,7 @@ def train_vae_cached(variant, seed, context):
 def main(variant, textures, run, checkpoint, count, vae, seed, device, precision, results):
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
-    named = train.textures_name(painted)
+    named = painted.textures_name
     path = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
     generator, _, trained = generate.load(path, variant, named, device)
     if trained and trained["model"] == "gan":

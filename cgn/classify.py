@@ -78,7 +78,7 @@ class Setting:
 
     def generated(self, path, abducted=False, factual=False):
         """Counterfactuals, or plain samples, of the generator in a checkpoint."""
-        named = train.textures_name(self.variant)
+        named = self.variant.textures_name
         generator, finder, _ = generate.load(path, self.variant.name, named, self.variant.device)
         opacities = None
         if abducted:
@@ -126,7 +126,7 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
         raise experiment.UserError(f"--on names no source; there are {', '.join(SOURCES)}")
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
-    named, dtype = train.textures_name(painted), experiment.precise(device, precision)
+    named, dtype = painted.textures_name, experiment.precise(device, precision)
     asked = {"run": run, "checkpoint": checkpoint and "published or other", "gan": gan}
     run = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
     gan = (gan or train.run_of("gan", variant, named, seed)) / "ckpt/best.pt"

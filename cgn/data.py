@@ -9,6 +9,8 @@ and textures: x = alpha f + (1 - alpha) b, in [-1, 1]. A folder of textures has 
 images each, taken in the order of their names. Writes results/cgn/variants.png.
 """
 
+import functools
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ SEED: experiment.Index = 0  # draws digits, colours and crops
 RESULTS: Path = Path("results/cgn")  # where the sheet goes
 
 TRAINING = 50_000  # double-colored and wildlife: the first 50,000 digits train, the other 10,000 test (published)
+PUBLISHED_TEXTURES = "4cc10ec041"  # digest of the textures that the authors chose from the Describable Textures
 THRESHOLD = 25  # of 255: a pixel of a digit above it is object (published: 0.1)
 VARIANTS = ("colored", "double_colored", "wildlife")
 
@@ -104,6 +107,19 @@ class Variant:
             pair = load_textures(textures) if textures is not None else procedural_textures()
             self.textures = [_windows(kind.to(device)) for kind in pair]
         self.palette = torch.tensor(COLORED if name == "colored" else PALETTE, device=device) / 255
+
+    @functools.cached_property
+    def textures_name(self):
+        """The textures in a record: "procedural", "published", or a digest of others; None for colours."""
+        if self.name != "wildlife":
+            return None
+        if self.folder is None:
+            return "procedural"
+        digest = hashlib.sha256()
+        for kind in self.textures:
+            digest.update(kind[:, :, ::32, ::32].cpu().contiguous().numpy().tobytes())
+        name = digest.hexdigest()[:10]
+        return "published" if name == PUBLISHED_TEXTURES else name
 
     def shapes(self, split):
         """The Shapes of "train" or "test". Colored has MNIST's own test set (published), the others hold out 10,000."""

@@ -105,7 +105,7 @@ def separation(places, labels):
 def main(variant, textures, on, classifier, run, count, tsne, seed, device, results):
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
-    named = train.textures_name(painted)
+    named = painted.textures_name
     stem = "_".join([variant, *filter(None, [named]), *([f"file_{classifier.stem}"] if classifier else on)])
     path = classifier or classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
     if not path.is_file():

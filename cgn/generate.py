@@ -233,7 +233,7 @@ def training_film(run, path):
 def main(variant, textures, run, checkpoint, size, ratio, shapes, out, seed, device, precision, results):
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
-    named = train.textures_name(painted)
+    named = painted.textures_name
     run = run or train.run_of("cgn", variant, named, 0)
     path = checkpoint or Path(run) / "ckpt/best.pt"
     generator, finder, _ = load(path, variant, named, device)

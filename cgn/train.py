@@ -14,7 +14,6 @@ the end, and said to have collapsed in the log, on the terminal and in the recor
 """
 
 import functools
-import hashlib
 import math
 import time
 from pathlib import Path
@@ -56,7 +55,6 @@ DEFAULTS = {"cgn": {"steps": 3000, "batch": 64, "lr": 7e-4, "entropy": 0.1, "tex
 PUBLISHED = {"colored": (0.1, (0.05, 0.1, 0.01, 0.0), ("orthogonal", 0.1)),
              "double_colored": (0.3, (0.0, 0.05, 0.0, 0.05), ("orthogonal", 0.2)),
              "wildlife": (0.3, (0.01, 0.05, 0.0, 0.01), ("normal", 0.03))}  # fmt: skip
-PUBLISHED_TEXTURES = "4cc10ec041"  # digest of the textures that the authors chose from the Describable Textures
 CANVAS = {"colored": 1, "double_colored": 1, "wildlife": 64}  # side of the textures' canvases: a colour is one pixel
 GAN_WIDTH = 16  # of the baseline; the replication's checkpoints have 64, at 13 times the cost
 SAVE_AFTER = 60  # seconds that a kill may cost
@@ -66,19 +64,6 @@ COLLAPSED = (0.02, 0.6)  # a class whose mean mask is outside has collapsed: MNI
 
 
 # --- options and run folder ------------------------------------------------------------------------
-
-
-def textures_name(variant):
-    """A variant's textures in a record: "procedural", "published", or a digest of others; None for colours."""
-    if variant.name != "wildlife":
-        return None
-    if variant.folder is None:
-        return "procedural"
-    digest = hashlib.sha256()
-    for kind in variant.textures:
-        digest.update(kind[:, :, ::32, ::32].cpu().contiguous().numpy().tobytes())
-    name = digest.hexdigest()[:10]
-    return "published" if name == PUBLISHED_TEXTURES else name
 
 
 def run_of(model, variant, textures, seed):
@@ -345,7 +330,7 @@ def main(variant, model, textures, seed, device, precision, run, results, steps,
     painted = data.Variant(variant, device, textures)
     given = {"steps": steps, "batch": batch, "lr": lr, "entropy": entropy, "texture": texture}
     chosen = {name: DEFAULTS[model][name] if value is None else value for name, value in given.items()}
-    options = {"variant": variant, "model": model, "textures": textures_name(painted), "seed": seed} | chosen | {
+    options = {"variant": variant, "model": model, "textures": painted.textures_name, "seed": seed} | chosen | {
         "precision": precision, "abduction": abduction, "shape_adversary": shape_adversary,
         "texture_adversary": texture_adversary, "edge": edge, "features": features}  # fmt: skip
     path = run or run_of(model, variant, options["textures"], seed)

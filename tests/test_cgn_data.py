@@ -164,12 +164,10 @@ def test_what_is_wrong_with_textures_is_said(tmp_path, call):
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published textures are not here")
 def test_the_published_textures_are_recognised():
-    from cgn import train
-
     variant = data.Variant("wildlife", textures=PUBLISHED / "textures")
-    assert train.textures_name(variant) == "published"
-    assert train.textures_name(data.Variant("wildlife")) == "procedural"
-    assert train.textures_name(data.Variant("colored")) is None
+    assert variant.textures_name == "published"
+    assert data.Variant("wildlife").textures_name == "procedural"
+    assert data.Variant("colored").textures_name is None
 
 
 def test_the_sheet(call, tmp_path):
