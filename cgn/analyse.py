@@ -160,7 +160,7 @@ def main(variant, textures, run, checkpoint, count, vae, seed, device, precision
         raise experiment.UserError(f"{path} is a GAN: it has no mechanisms to analyse")
     context = functools.partial(experiment.autocast, device, experiment.precise(device, precision))
     options = {"variant": variant, "textures": named, "seed": seed, "count": count, "vae": vae,
-               "trained": trained or "published"}  # fmt: skip
+               "trained": trained or "published", "generator": "checkpoint" if checkpoint else path.parts[-3]}
     records = storage.Records(results, "analyse", options, device)
     nets = {name: readers.reader(name, painted, named, context)[0] for name in independent(painted)}
     if vae:

@@ -11,7 +11,7 @@ LEFT_OUT = {"without shape_adversary": "--shape-adversary 0", "without texture_a
             "without entropy": "--entropy 0", "without texture": "--texture 0", "without abduction": "--no-abduction",
             "without abduction, with edge": "--no-abduction --edge 10"}  # fmt: skip
 LEFT_OUT_OF = "double_colored"  # the variant on which losses, sizes and ratios are studied
-LEFT_OUT_SEEDS = range(3)
+LEFT_OUT_SEEDS = range(3)  # of losses; of abduction, all
 PUBLISHED_RATIO = 10  # counterfactuals of each shape, published for double-colored
 PUBLISHED_CLASSIFIERS = ("colored", "colored_counterfactual")  # trained on original and on counterfactual images
 SIZES, RATIOS = (10_000, 1_000_000), (5, 10, 20)  # beside 100,000 and 1
@@ -53,7 +53,7 @@ def studies():
     """Which loss is needed, how large a set, how many counterfactuals a shape; the ceiling; the VAE; the sheets."""
     found = [("cgn.classify", f"--variant {variant} --on composed") for variant in data.VARIANTS]
     for what, flags in LEFT_OUT.items():
-        for seed in LEFT_OUT_SEEDS:
+        for seed in SEEDS if "abduction" in what else LEFT_OUT_SEEDS:
             run = f"runs/retrained/cgn_{what.replace(',', '').replace(' ', '_')}_seed{seed}"
             about = f"--variant {LEFT_OUT_OF} --seed {seed} --run {run}"
             found += [("cgn.train", f"{about} {flags}"), ("cgn.analyse", about), ("cgn.classify", about)]

@@ -52,7 +52,7 @@ def cell(records, arm, split, variant, textures):
 
 def generator_of(options):
     """The run folder, without runs/, of the CGN that a classifier learned from; "checkpoint" for another file."""
-    return options.get("generator") or options.get("run")
+    return options.get("generator")
 
 
 def own_run(options):
@@ -61,9 +61,14 @@ def own_run(options):
     return options["model"] == "reader" and (not generator or generator.startswith("cgn_" + options["variant"]))
 
 
+def usual(options):
+    """Whether our classifier learned from a set of the usual size."""
+    return (options["size"], options["ratio"], options["model"]) == (100_000, 1, "reader")
+
+
 def standard(options):
     """Whether a record is of the main comparison, and not of a sweep."""
-    return (options["size"], options["ratio"]) == (100_000, 1) and own_run(options)
+    return usual(options) and own_run(options)
 
 
 def accuracies(records, variant, textures=None):
@@ -108,21 +113,27 @@ def classes(values):
 
 
 def masks_table(records):
-    """Good masks out of ten classes, with abduction and without, each training of a CGN by its weights."""
-    groups = {}
+    """Good masks out of ten classes, and what a classifier learns from them, for each way to train a CGN."""
+    groups, accuracy = {}, {}
     for row in records:
-        if row["experiment"] == "analyse" and isinstance(row["options"]["trained"], dict):
-            o = row["options"]["trained"]
-            group = groups.setdefault((o["variant"], o["textures"], left_out(o)), {})
-            group.setdefault(row["metric"], {})[o["seed"]] = row["value"]
+        o = row["options"]
+        if row["experiment"] == "analyse" and isinstance(o["trained"], dict):
+            trained = o["trained"]
+            group = groups.setdefault((trained["variant"], trained["textures"], left_out(trained)), {})
+            group.setdefault(row["metric"], {})[trained["seed"]] = row["value"]
+            group.setdefault("generators", set()).add(generator_of(o))
+        elif row["experiment"] == "classify" and (row["arm"], row["split"]) == ("cgn", "test") and usual(o):
+            accuracy[generator_of(o)] = row["value"]
     lines = []
     for (variant, textures, what), found in sorted(groups.items(), key=str):
         if "good masks" in found:
             name = NAMES[variant] + (f" ({textures} textures)" if textures else "")
+            read = [accuracy[generator] for generator in found["generators"] if generator in accuracy]
             lines.append([name, what, classes(found["good masks"].values()),
                           percent(list(found["masks read rightly"].values())),
-                          f"{tables.mean_of(found['mean mask'].values()).mean:.2f}"])
-    return tables.markdown(["variant", "trained with", "good masks of 10", "masks read rightly, %", "mean mask"], lines)
+                          f"{tables.mean_of(found['mean mask'].values()).mean:.2f}", percent(read)])
+    return tables.markdown(["variant", "trained with", "good masks of 10", "masks read rightly, %", "mean mask",
+                            "test accuracy, shapes sampled, %"], lines)
 
 
 def left_out(options):

@@ -68,6 +68,24 @@ def test_what_a_training_left_out_in_words():
     assert report.left_out(options | {"model": "published_cgn"}) == "the published recipe"
 
 
+def test_masks_table_puts_each_training_beside_what_a_classifier_learned_from_it():
+    options = {"model": "cgn", "variant": "double_colored", "textures": None, "abduction": True, "edge": 0.0,
+               "shape_adversary": 1, "texture_adversary": 1, "entropy": 0.1, "texture": 0.1}  # fmt: skip
+    rows = []
+    for seed, (good, accuracy) in enumerate(((10, 0.9), (8, 0.8))):
+        for abduction, name in ((True, "cgn_double_colored"), (False, "cgn_without_abduction")):
+            about = {"trained": options | {"abduction": abduction, "seed": seed}, "generator": f"{name}_seed{seed}"}
+            rows += [record("analyse", "cgn", "double_colored", metric, value - (not abduction) * 0.1, seed, **about)
+                     for metric, value in (("good masks", good), ("masks read rightly", 0.9), ("mean mask", 0.2))]
+            rows.append(classified("cgn", accuracy * abduction, seed, generator=about["generator"]))
+    rows.append(classified("cgn", 0.1, 0, generator="cgn_double_colored_seed0", size=10_000))
+    lines = report.masks_table(rows).splitlines()[2:]
+    assert lines[0] == ("| double-colored | all losses | 9.0 ± 12.7 (n = 2) | 90.0 ± 0.0 (n = 2) | 0.20 | "
+                        "85.0 ± 63.5 (n = 2) |")
+    assert lines[1] == ("| double-colored | one adversary on images | 8.9 ± 12.7 (n = 2) | 80.0 ± 0.0 (n = 2) | 0.10 | "
+                        "0.0 ± 0.0 (n = 2) |")
+
+
 def test_labels_table_is_of_the_trained_cgn_only():
     trained = {"abduction": True, "seed": 0}
     about = {"variant": "colored", "textures": None, "vae": False, "trained": trained}
