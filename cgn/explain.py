@@ -2,12 +2,12 @@
 
     python -m cgn.explain --variant wildlife --on original      # after cgn.classify --save with the same --on and seed
 
-GradCAM (Selvaraju et al. 2017) of the predicted class at the last feature maps, scaled to [0, 1] an image, is held
-against the true mask of the very image shown: overlap of its upper half with the object (iou), the mean of that and the
-overlap of the rest with the background, as the replication averaged it (iou_both), and the share of its sum that lies
-on the object (energy). The replication held two of its variants against the masks of other digits; `unrelated`
-measures that as well. Its two t-SNE panels showed one set of images twice; here one is of test images and one of
-counterfactuals.
+GradCAM (Selvaraju et al. 2017) of the predicted class at the last feature maps of 8 x 8, scaled to [0, 1] an image, is
+held against the true mask of the very image shown: overlap of its upper half with the object (iou), the mean of that
+and the overlap of the rest with the background, as the replication averaged it (iou_both), and the share of its sum
+that lies on the object (energy). The replication held two of its variants against the masks of other digits;
+`unrelated` measures that as well. Its two t-SNE panels showed one set of images twice; here the panels are original
+(training), test and counterfactual images in one embedding.
 """
 
 from pathlib import Path
@@ -102,6 +102,14 @@ def separation(places, labels):
     return float((labels[distances.argmin(1)] == labels).float().mean())
 
 
+def image_sets(variant, test, generator, n, seed):
+    """{name: (n images, their classes)}: original ones, some of the test set, counterfactuals."""
+    plain = variant.batch(variant.shapes("train"), n, experiment.generator(seed, "original images"))
+    images, labels = generate.in_memory(generate.Source(generator, variant.device, seed), n)
+    return {"original": (plain.images, plain.labels), "test": (test.images, test.labels),
+            "counterfactual": (data.from_bytes(images), labels[:, 0])}  # fmt: skip
+
+
 def main(variant, textures, on, classifier, run, count, tsne, seed, device, results):
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
@@ -123,9 +131,7 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     cam_figure(model, scenes, results / f"gradcam_{stem}.png", f"{stem.replace('_', ' ')}: where it looks")
     source = run or train.run_of("cgn", variant, named, seed)
     generator, _, _ = generate.load(Path(source) / "ckpt/best.pt", variant, named, device)
-    images, labels = generate.in_memory(generate.Source(generator, device, seed), tsne)
-    sets = {"test": (test.images[order[:tsne]], test.labels[order[:tsne]]),
-            "counterfactual": (data.from_bytes(images), labels[:, 0])}
+    sets = image_sets(painted, test[order[:tsne]], generator, tsne, seed)
     places = dict(zip(sets, embed(model, [part for part, _ in sets.values()], seed), strict=True))
     for name, (_, classes) in sets.items():
         value = separation(places[name], classes.cpu())

@@ -171,10 +171,10 @@ def explain_table(records):
     for (variant, textures, arm), found in sorted(groups.items(), key=str):
         name = NAMES[variant] + (f" ({textures})" if textures else "")
         shown = [found[key] for key in (*(("test", metric) for metric in CAM), *((split, NEIGHBOUR) for split in (
-            "test", "counterfactual")))]  # fmt: skip
+            "original", "test", "counterfactual")))]  # fmt: skip
         lines.append([name, ARMS[tuple(arm.split("+"))], *(number(list(values.values())) for values in shown)])
     return tables.markdown(["variant", "trained on", "IoU", "IoU, both", "energy", "IoU, other digit's mask",
-                            "IoU, both, other digit's mask", "t-SNE, test", "t-SNE, counterfactual"], lines)
+                            "IoU, both, other digit's mask", "t-SNE, original", "test", "counterfactual"], lines)
 
 
 def number(values):
