@@ -373,7 +373,7 @@ def test_analyse_and_explain(call, trained, tmp_path, monkeypatch):
     code, out, error = call("cgn.explain", "--variant", "double_colored", "--classifier", tmp_path / "net.pt", "--run",
                             trained, "--count", "40", "--tsne", "60", "--results", tmp_path / "r")  # fmt: skip
     assert code == 0, error
-    assert {"gradcam_double_colored_original.png", "tsne_double_colored_original.png"} <= {
+    assert {"gradcam_double_colored_file_net.png", "tsne_double_colored_file_net.png"} <= {
         path.name for path in (tmp_path / "r").iterdir()}
 
 
