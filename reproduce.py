@@ -7,6 +7,7 @@
 Prints one table. A step whose records exist with the same options is skipped; --again measures it anew.
 """
 
+import functools
 import importlib
 import os
 import subprocess
@@ -24,6 +25,7 @@ import recipes
 import storage
 import tables
 from cgn import plan, report
+from cgn.data import Variant
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -35,12 +37,12 @@ PUBLISHED_VAE = "vae/vae_l5_linear_512_no0.pt"
 
 
 class Step(NamedTuple):
-    """One script with its arguments; results: the folder of its records; needed_by: the only step that wants it."""
+    """One script with its arguments; results: the folder of its records; needed_by: the steps that want its run."""
 
     script: str
     arguments: tuple
     results: str
-    needed_by: str | None = None
+    needed_by: tuple = ()
 
 
 FULL = {
@@ -53,7 +55,7 @@ FULL = {
 }
 for k in range(1, 5):  # does part 2 depend on the one model?
     other, beside = f"runs/retrained/vae_seed{k}", "results/constructive_counterfactuals/other_models"
-    FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train", f"constructive {k}")
+    FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train", (f"constructive {k}",))
     FULL[f"constructive {k}"] = Step("constructive_counterfactuals", (
         "--run", other, "--anchors", "40", "--seeds", "1", "--strengths", "--several", "--results", beside), beside)
 LATENT = "results/latent_counterfactuals"
@@ -72,10 +74,18 @@ PICTURES = ("--dataset mnist",
             "--dataset crowds --model glow --minimize --index 3")  # fmt: skip
 for words in PICTURES:
     FULL[words] = Step("latent_counterfactuals", tuple(words.split()), LATENT)
-CGN = {"cgn.data": "results/cgn", "cgn.bench": "results/bench"}  # where the records of cgn's scripts are, if not there
-for name, (script, arguments) in plan.commands().items():
-    FULL[name] = Step(script, arguments, CGN.get(script, report.FOLDER))
+CGN = {"cgn.bench": "results/bench"}  # whose records are not with those of its package
+
+
+def of_cgn(commands):
+    """The steps of a plan of part 5."""
+    return {name: Step(command.script, tuple(command.words.split()), CGN.get(command.script, report.FOLDER),
+                       command.needed_by) for name, command in commands.items()}  # fmt: skip
+
+
+FULL |= of_cgn(plan.commands())
 TRAINS = ("train", "cgn.train")
+FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
 
 
@@ -118,12 +128,24 @@ def published_step(folder):
 def records_of(step):
     """The records that a step has left, those of its very options (a record leaves out what cannot matter)."""
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
-    wanted = storage.plain_options(options)
     found = storage.read_lines(Path(step.results) / storage.Records.FILE)
-    if "." in step.script and step.script not in CGN:  # the scripts of a package share a folder
-        found = [row for row in found if row["experiment"] == step.script.split(".")[1]]
+    if "." in step.script:  # the scripts of a package share a folder
+        options |= {name: options[name] and options[name].name for name in FILES & options.keys()}
+        if "textures" in options:
+            options["textures"] = textures_name(options.get("variant"), options["textures"])
+        script = step.script if step.script in CGN else step.script.split(".")[1]
+        found = [row for row in found if row["experiment"] == script]
+    wanted = storage.plain_options(options)
     return [row for row in found
             if all(row["options"].get(name, value) == value for name, value in wanted.items())]
+
+
+@functools.cache
+def textures_name(variant, folder):
+    """What a record says of the textures; a folder's are read once."""
+    if variant != "wildlife" or folder is None:
+        return None if variant != "wildlife" else "procedural"
+    return Variant(variant, textures=folder).textures_name
 
 
 def called(script):
@@ -136,10 +158,10 @@ def carry_out(name, steps, again):
     step = steps[name]
     command = [sys.executable, *called(step.script), *step.arguments]
     words = " ".join(["python", *command[1:]])
-    # a training is always called: it alone knows whether its run is finished, and then it takes seconds
-    user = step if step.script not in TRAINS else steps.get(step.needed_by)
-    if user and not again and records_of(user):
-        print(f"{name}: already in {user.results} ({words})", file=sys.stderr)
+    # a training that nobody else wants is always called: it alone knows whether it is finished, and takes seconds then
+    wanting = [step] * (step.script not in TRAINS) + [steps[user] for user in step.needed_by]
+    if wanting and not again and all(map(records_of, wanting)):
+        print(f"{name}: already in {wanting[-1].results} ({words})", file=sys.stderr)
         return
     if again:
         (Path(step.results) / "partial.jsonl").unlink(missing_ok=True)
@@ -303,8 +325,7 @@ def main(quick, only_tables, again, published):
     steps = dict(FAST if quick else FULL)
     if published:
         steps["published checkpoint"] = published_step(published)
-        for name, (script, arguments) in plan.commands(published).items():
-            steps.setdefault(name, Step(script, arguments, CGN.get(script, report.FOLDER)))
+        steps |= of_cgn(plan.commands(published))
     if not only_tables:
         for name in steps:
             carry_out(name, steps, again)

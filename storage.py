@@ -6,6 +6,7 @@ disk full, a file damaged or malicious, is a UserError of one line, and what was
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -223,6 +224,11 @@ def device_name(device):
 def plain_options(options):
     """Options as a record holds them: paths as texts, tuples as lists."""
     return json.loads(json.dumps(options, default=str))
+
+
+def digest(path):
+    """The first half of the SHA-256 of a file, or None if it is not there: which weights a record is about."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32] if Path(path).is_file() else None
 
 
 class Records:

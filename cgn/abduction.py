@@ -35,7 +35,7 @@ def _own(maps, labels):
 
 
 class Evidence(nn.Module):
-    """Logits (B, 34 - field, 34 - field less one) that a window of an image lies in the centre, given the class."""
+    """Logits (B, 33 - field, 33 - field) that a window of an image lies in the centre, given the class."""
 
     def __init__(self, field, width=48):
         super().__init__()

@@ -84,7 +84,7 @@ def independent(variant):
 # --- the VAE -----------------------------------------------------------------------------------------
 
 
-def train_vae(variant, seed, context):
+def train_vae(variant, seed):
     """A plain convolutional VAE of the variant's images, in evaluation mode."""
     shapes = variant.shapes("train")
     with experiment.seeded(seed, "vae"):
@@ -114,7 +114,7 @@ def mixtures(images, shape_reader, object_reader):
 @torch.no_grad()
 def compare_vae(generator, variant, nets, n, seed, context, records, path):
     """Records and figure: how often VAE and CGN make a digit in the colour of another class."""
-    model = train_vae_cached(variant, seed, context)
+    model = train_vae_cached(variant, seed)
     sampled = (model.sample(n, experiment.generator(seed, "vae samples")) * 2 - 1).clamp(-1, 1)
     plain = generate.Source(generator, variant.device, seed, context=context, factual=True)
     counter = generate.Source(generator, variant.device, seed, context=context)
@@ -138,13 +138,13 @@ def compare_vae(generator, variant, nets, n, seed, context, records, path):
                        "Zeros, one of each colour that a reader finds among the samples, then more")
 
 
-def train_vae_cached(variant, seed, context):
+def train_vae_cached(variant, seed):
     """The VAE in runs/cgn_vae_VARIANT, trained at the first use."""
     path = Path("runs") / f"cgn_vae_{variant.name}{f'_seed{seed}' * bool(seed)}/ckpt/best.pt"
     if path.is_file():
         return architecture.restore(storage.load_checkpoint(path)).to(variant.device)
     with torch.enable_grad():
-        model = train_vae(variant, seed, context)
+        model = train_vae(variant, seed)
     made = {"name": "image_vae", "settings": {"shape": [3, data.SIDE, data.SIDE]}}
     storage.save_checkpoint(path, {"architecture": made, "model": model.state_dict()})
     return model
@@ -154,13 +154,18 @@ def main(variant, textures, run, checkpoint, count, vae, seed, device, precision
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
     named = painted.textures_name
-    path = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
+    folder = run or train.run_of("cgn", variant, named, seed)
+    path = checkpoint or folder / "ckpt/best.pt"
     generator, _, trained = generate.load(path, variant, named, device)
+    if vae and variant != "colored":
+        raise experiment.UserError(f"--vae asks for blue zeros, and is for colored, not {variant}")
     if trained and trained["model"] == "gan":
         raise experiment.UserError(f"{path} is a GAN: it has no mechanisms to analyse")
     context = functools.partial(experiment.autocast, device, experiment.precise(device, precision))
-    options = {"variant": variant, "textures": named, "seed": seed, "count": count, "vae": vae,
-               "trained": trained or "published", "generator": "checkpoint" if checkpoint else path.parts[-3]}
+    options = {"variant": variant, "textures": named, "run": run, "checkpoint": checkpoint and checkpoint.name,
+               "seed": seed, "count": count, "vae": vae, "precision": precision, "trained": trained or "published",
+               "generator": "checkpoint" if checkpoint else folder.resolve().name,
+               "weights": storage.digest(path)}  # fmt: skip
     records = storage.Records(results, "analyse", options, device)
     nets = {name: readers.reader(name, painted, named, context)[0] for name in independent(painted)}
     if vae:

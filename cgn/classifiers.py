@@ -112,7 +112,7 @@ def learn(model, draws, steps, batch, lr, seed, context, device):
         with context():
             logits = model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels)
-        if step % 100 == 0 and not torch.isfinite(loss):
+        if (step % 100 == 0 or step == steps - 1) and not torch.isfinite(loss):
             raise UserError(f"the loss became {loss.item()} in step {step}: a smaller --lr is worth a try")
         optimizer.zero_grad()
         loss.backward()

@@ -12,7 +12,6 @@ on the test set, also on those test images whose object can be told from its bac
 """
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +40,7 @@ LR: experiment.Positive = 6e-3  # highest rate of AdamW in one cycle
 SEED: experiment.Index = 0  # names the streams of everything, and the run folders
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 PRECISION: experiment.Precision = "auto"  # of the networks
-SAVE: bool = False  # keep the classifier in runs/, for cgn.explain
+SAVE: bool = False  # keep the classifier in runs/, for cgn.explain, in the place of another of the same sources
 RESULTS: Path = Path("results/cgn")  # where the records go
 
 SOURCES = ("original", "gan", "cgn", "abducted", "composed", "set")
@@ -84,20 +83,11 @@ class Setting:
         if abducted:
             if finder is None:
                 raise experiment.UserError(f"{path} has no abduction: train it without --no-abduction")
-            opacities = self.found(path, finder)
+            opacities = generate.found(path, finder, self.variant, self.seed, self.context)
         source = generate.Source(generator, self.variant.device, self.seed, self.ratio, opacities, self.context,
                                  factual)  # fmt: skip
         images, labels = generate.in_memory(source, self.size)
         return self.kept(images, labels[:, 0])
-
-
-    def found(self, path, finder):
-        """(opacities, labels) of the training images, kept by the training, or found again."""
-        kept = Path(path).parents[1] / "opacities.pt"
-        if kept.is_file():
-            state = storage.load_checkpoint(kept)
-            return state["alphas"].to(self.variant.device), state["labels"].to(self.variant.device)
-        return train.abduce(finder, self.variant, self.shapes, self.seed, self.context)[0][1:]
 
 
 def sources(on, setting, run, gan, file):
@@ -113,9 +103,17 @@ def sources(on, setting, run, gan, file):
     return [made[name]() for name in on]
 
 
-def digest(path):
-    """The first half of the SHA-256 of a file: which weights a record is about."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32] if Path(path).is_file() else None
+def weights(on, run, gan, checkpoint, set):
+    """What a record says of the weights behind --on: the CGN's folder, and digests of the files."""
+    found = {}
+    if {"cgn", "abducted"} & {*on}:
+        found |= {"generator": "checkpoint" if checkpoint else run.resolve().name,
+                  "weights": storage.digest(checkpoint or run / "ckpt/best.pt")}
+    if "gan" in on:
+        found |= {"gan_weights": storage.digest(gan / "ckpt/best.pt")}
+    if "set" in on:
+        found |= {"set": str(set), "made": generate.read_about(set)}
+    return found
 
 
 def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, steps, batch, lr, seed, device,
@@ -127,26 +125,22 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
     named, dtype = painted.textures_name, experiment.precise(device, precision)
-    asked = {"run": run, "checkpoint": checkpoint and "published or other", "gan": gan}
-    run = checkpoint or (run or train.run_of("cgn", variant, named, seed)) / "ckpt/best.pt"
-    gan = (gan or train.run_of("gan", variant, named, seed)) / "ckpt/best.pt"
-    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "size": size, "ratio": ratio,
-               "model": model, "steps": steps, "batch": batch, "lr": lr,
-               "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
-    if {"cgn", "abducted"} & {*on}:
-        options |= {"generator": "checkpoint" if checkpoint else run.parts[-3], "weights": digest(run)}
-    if "gan" in on:
-        options |= {"gan_weights": digest(gan)}
-    options |= asked
+    asked = {"variant": variant, "textures": named, "on": on, "run": run, "gan": gan,
+             "checkpoint": checkpoint and checkpoint.name, "size": size, "ratio": ratio, "model": model, "steps": steps,
+             "batch": batch, "lr": lr, "seed": seed, "precision": precision}  # fmt: skip
+    run, gan = run or train.run_of("cgn", variant, named, seed), gan or train.run_of("gan", variant, named, seed)
+    options = asked | {"dtype": str(dtype)} | weights(on, run, gan, checkpoint, set)
+    if options.get("made", {"variant": variant})["variant"] != variant:
+        raise experiment.UserError(f"{set} is of {options['made']['variant']}, and {variant} is wanted")
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
     kept = classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
-    if records.earlier() and (kept.is_file() or not save):
+    if records.earlier() and (not save or options_in(kept) == storage.plain_options(options)):
         print(f"{variant}, {arm}, seed {seed}: measured before")
         return
     context = functools.partial(experiment.autocast, device, dtype)
     setting = Setting(painted, seed, context, size, ratio)
-    draws = sources(on, setting, run, gan, set)
+    draws = sources(on, setting, checkpoint or run / "ckpt/best.pt", gan / "ckpt/best.pt", set)
     with experiment.seeded(seed, "classifier"):
         net = classifiers.build(model)
     net = classifiers.learn(net, draws, steps, batch, lr, seed, context, device)
@@ -159,6 +153,11 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
         storage.save_checkpoint(kept, made | {"model": net.state_dict()})
     said = ", ".join(f"{split} {100 * value:.2f} %" for split, _, value, _ in found)
     print(f"{variant}, {arm}, seed {seed}: {said}")
+
+
+def options_in(path):
+    """The options of the classifier that is kept there, or None."""
+    return storage.load_checkpoint(path)["options"] if path.is_file() else None
 
 
 def evaluate(net, draws, variant, seed):

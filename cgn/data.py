@@ -106,6 +106,7 @@ class Variant:
         if name == "wildlife":
             pair = load_textures(textures) if textures is not None else procedural_textures()
             self.textures = [_windows(kind.to(device)) for kind in pair]
+        self._shapes = {}
         self.palette = torch.tensor(COLORED if name == "colored" else PALETTE, device=device) / 255
 
     @functools.cached_property
@@ -123,6 +124,11 @@ class Variant:
 
     def shapes(self, split):
         """The Shapes of "train" or "test". Colored has MNIST's own test set (published), the others hold out 10,000."""
+        if split not in self._shapes:
+            self._shapes[split] = self._read(split)
+        return self._shapes[split]
+
+    def _read(self, split):
         part = "test" if (self.name, split) == ("colored", "test") else "train"
         digits = datasets.mnist(part, self.device, self.root)
         if self.name != "colored":
@@ -227,9 +233,10 @@ def _read_textures(folder):
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
     numbered = {path.name.split("_")[0] for path in files}
     missing = [str(number) for number in range(CLASSES) if str(number) not in numbered]
-    if len(files) != CLASSES:
+    named = 0 < len(missing) < CLASSES  # otherwise the order of the names says which class they are of
+    if len(files) != CLASSES or named:
         raise experiment.UserError(f"{folder} should have ten textures, one for each class, and has {len(files)}"
-                                   + (f"; none begins with {', '.join(missing)}" if 0 < len(missing) < CLASSES else ""))
+                                   + (f"; none begins with {', '.join(missing)}" if named else ""))
     images = []
     for path in files:
         try:

@@ -35,6 +35,21 @@ RESULTS: Path = Path("results/cgn")  # where figures and records go
 SHOWN = 8  # images in the figure
 
 
+def load(path, variant, textures, way):
+    """The classifier in a file of cgn.classify, or a published one; raises UserError if it is of another variant.
+
+    way: the command that makes it.
+    """
+    if not path.is_file():
+        raise experiment.UserError(f"no classifier at {path}; {way} makes it")
+    state = storage.load_checkpoint(path)
+    made = (state.get("options") or {}) if "architecture" in state else {}
+    for name, wanted in (("variant", variant), ("textures", textures)):
+        if made.get(name, wanted) != wanted:
+            raise experiment.UserError(f"{path} was trained on {name} {made[name]}, and {wanted} is wanted")
+    return classifiers.restore(state)
+
+
 def grad_cam(model, images):
     """(maps (B, 1, 32, 32) in [0, 1], predicted classes (B,)) of images (B, 3, 32, 32).
 
@@ -91,7 +106,8 @@ def embed(model, sets, seed):
     from sklearn.manifold import TSNE  # here, because importing it takes a second
 
     features = torch.cat([model.features(part) for images in sets for part in images.split(500)])
-    places = TSNE(2, random_state=seed).fit_transform(features.cpu().numpy())
+    perplexity = min(30, (len(features) - 1) / 3)  # scikit-learn's, or less for few images
+    places = TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(features.cpu().numpy())
     return torch.from_numpy(places).split([len(images) for images in sets])
 
 
@@ -116,12 +132,12 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     named = painted.textures_name
     stem = "_".join([variant, *filter(None, [named]), *([f"file_{classifier.stem}"] if classifier else on)])
     path = classifier or classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
-    if not path.is_file():
-        raise experiment.UserError(f"no classifier at {path}; python -m cgn.classify --variant {variant} --on "
-                                   f"{' '.join(on)} --seed {seed} --save makes it")
-    model = classifiers.restore(storage.load_checkpoint(path)).to(device)
-    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "count": count, "tsne": tsne,
-               "classifier": path.name if classifier else str(path)}  # fmt: skip
+    model = load(path, variant, named, f"python -m cgn.classify --variant {variant} --on {' '.join(on)} --seed {seed} "
+                                       "--save").to(device)
+    source = run or train.run_of("cgn", variant, named, seed)
+    options = {"variant": variant, "textures": named, "on": on, "seed": seed, "count": count, "tsne": tsne, "run": run,
+               "classifier": classifier and classifier.name, "weights": storage.digest(path),
+               "generator": storage.digest(source / "ckpt/best.pt")}  # fmt: skip
     records = storage.Records(results, "explain", options, device)
     test, arm = painted.test(), f"file {path.stem}" if classifier else "+".join(on)
     order = torch.randperm(len(test), generator=experiment.generator(seed, "explained")).to(device)
@@ -129,13 +145,12 @@ def main(variant, textures, on, classifier, run, count, tsne, seed, device, resu
     for metric, value in look(model, scenes, others).items():
         records.add(arm, "test", metric, float(value.mean()), len(value), seed)
     cam_figure(model, scenes, results / f"gradcam_{stem}.png", f"{stem.replace('_', ' ')}: where it looks")
-    source = run or train.run_of("cgn", variant, named, seed)
-    generator, _, _ = generate.load(Path(source) / "ckpt/best.pt", variant, named, device)
+    generator, _, _ = generate.load(source / "ckpt/best.pt", variant, named, device)
     sets = image_sets(painted, test[order[:tsne]], generator, tsne, seed)
     places = dict(zip(sets, embed(model, [part for part, _ in sets.values()], seed), strict=True))
     for name, (_, classes) in sets.items():
         value = separation(places[name], classes.cpu())
-        records.add(arm, name, "neighbour of the same class", value, tsne, seed)
+        records.add(arm, name, "neighbour of the same class", value, len(classes), seed)
     figures.scatters(results / f"tsne_{stem}.png", [(f"{name} images", places[name], classes.cpu())
                      for name, (_, classes) in sets.items()], f"{stem.replace('_', ' ')}: features of the classifier")
     for row in records.save():

@@ -12,6 +12,7 @@ background), uint8. A run that is interrupted goes on where it was; until it is 
 
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,15 @@ def load(path, variant, textures, device):
     return generator, finder.eval().to(device, memory_format=torch.channels_last), options
 
 
+def found(path, finder, variant, seed, context):
+    """(opacities, labels) of the training images: kept beside a checkpoint by its training, or found again."""
+    kept = Path(path).resolve().parents[1] / "opacities.pt"
+    if kept.is_file():
+        state = storage.load_checkpoint(kept)
+        return state["alphas"].to(variant.device), state["labels"].to(variant.device)
+    return train.abduce(finder, variant, variant.shapes("train"), seed, context)[0][1:]
+
+
 # --- counterfactuals -----------------------------------------------------------------------------------
 
 
@@ -98,10 +108,11 @@ class Source:
         latents = mechanisms.draw_latents(size, stream, self.device, shared=self.factual)
         latents = (latents[0][:n].repeat_interleave(self.ratio, 0)[:size], *latents[1:])
         with self.context():
-            parts = self.generator.parts(orders, latents, stream)
-        if self.opacities is not None:
-            mask = self.opacities[0][index].repeat_interleave(self.ratio, 0)[:size].float() / 255
-            parts = parts._replace(mask=mask)
+            if self.opacities is None:
+                parts = self.generator.parts(orders, latents, stream)
+            else:
+                masks = self.opacities[0][index].repeat_interleave(self.ratio, 0)[:size].float() / 255
+                parts = mechanisms.Parts(masks, *self.generator.textures(orders, latents, stream))
         return parts.image(), torch.stack(orders, 1)
 
 
@@ -134,8 +145,12 @@ def write_set(source, out, size, about):
         if known["done"] >= size and all(path.exists() for path in paths):
             return False
         parts = [path.with_suffix(".part") for path in paths]
-        arrays = _open_parts(parts, size, fresh=not known["done"])
-        _fill(source, arrays, known["done"], size, lambda done: storage.write_atomically(
+        for part, path in zip(parts, paths, strict=True):
+            if known["done"] >= size and path.exists() and not part.exists():
+                path.replace(part)  # interrupted while they were renamed
+        done = known["done"] if all(part.exists() for part in parts) else 0
+        arrays = _open_parts(parts, size, fresh=not done)
+        _fill(source, arrays, done, size, lambda done: storage.write_atomically(
             note, json.dumps({"done": done, "about": about})))  # fmt: skip
         for part, path in zip(parts, paths, strict=True):
             part.replace(path)
@@ -144,7 +159,7 @@ def write_set(source, out, size, about):
 
 def _open_parts(parts, size, fresh):
     """The two memory-mapped arrays; their room on the disk is taken now, not page by page."""
-    if fresh or not all(part.exists() for part in parts):
+    if fresh:
         need, free = size * (3 * data.SIDE**2 + 3), shutil.disk_usage(parts[0].parent).free
         if need > free:
             raise experiment.UserError(f"a set of {size:,} images takes {need / 1e9:.1f} GB, and {parts[0].parent} has "
@@ -152,8 +167,12 @@ def _open_parts(parts, size, fresh):
     shapes = ((size, 3, data.SIDE, data.SIDE), (size, 3))
     mode = "w+" if fresh else "r+"
     try:
-        return [numpy.lib.format.open_memmap(part, mode, numpy.uint8, shape if fresh else None)
-                for part, shape in zip(parts, shapes, strict=True)]
+        arrays = [numpy.lib.format.open_memmap(part, mode, numpy.uint8, shape if fresh else None)
+                  for part, shape in zip(parts, shapes, strict=True)]
+        for part in parts if hasattr(os, "posix_fallocate") else ():  # not on macOS
+            with open(part, "r+b") as file:  # a page that finds no room later would kill the process
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        return arrays
     except (OSError, ValueError) as error:
         raise experiment.UserError(f"cannot use {parts[0]}: {error}; delete it to start over") from None
 
@@ -172,11 +191,18 @@ def _fill(source, arrays, done, size, note):
                 note(done)
 
 
+def read_about(out):
+    """What a set was made from and how; raises UserError if there is none."""
+    note = Path(out).with_name(f"{Path(out).name}.json")
+    if not note.exists():
+        raise experiment.UserError(f"no counterfactual set at {out}; cgn.generate makes one")
+    return storage.read_json(note)["about"]
+
+
 def read_set(out):
     """(images, labels) of a finished set as memory-mapped arrays; raises UserError if it is not there, or torn."""
-    out = Path(out)
     try:
-        return tuple(numpy.load(out.with_name(f"{out.name}_{kind}.npy"), mmap_mode="r")
+        return tuple(numpy.load(Path(out).with_name(f"{Path(out).name}_{kind}.npy"), mmap_mode="r")
                      for kind in ("images", "labels"))  # fmt: skip
     except (OSError, ValueError) as error:
         raise experiment.UserError(f"no counterfactual set at {out}: {error}; cgn.generate makes one") from None
@@ -238,7 +264,8 @@ def main(variant, textures, run, checkpoint, size, ratio, shapes, out, seed, dev
     path = checkpoint or Path(run) / "ckpt/best.pt"
     generator, finder, _ = load(path, variant, named, device)
     stem = f"{variant}{'' if named in (None, 'procedural') else '_' + named}"
-    context = functools.partial(experiment.autocast, device, experiment.precise(device, precision))
+    dtype = experiment.precise(device, precision)
+    context = functools.partial(experiment.autocast, device, dtype)
     if shapes == "abducted" and finder is None:
         raise experiment.UserError(f"{path} has no abduction: --shapes sampled, or train without --no-abduction")
     sheet(generator, painted, seed, Path(results) / f"sheet_{stem}.png")
@@ -249,9 +276,10 @@ def main(variant, textures, run, checkpoint, size, ratio, shapes, out, seed, dev
     if size:
         opacities = None
         if shapes == "abducted":
-            opacities = train.abduce(finder, painted, painted.shapes("train"), seed, context)[0][1:]
+            opacities = found(path, finder, painted, seed, context)
         source = Source(generator, device, seed, ratio, opacities, context)
-        about = {"variant": variant, "checkpoint": str(path), "ratio": ratio, "shapes": shapes, "seed": seed}
+        about = {"variant": variant, "textures": named, "checkpoint": str(path), "weights": storage.digest(path),
+                 "ratio": ratio, "shapes": shapes, "seed": seed, "dtype": str(dtype)}  # fmt: skip
         made = write_set(source, out, size, about)
         print(f"{out}_images.npy: {size:,} counterfactuals{'' if made else ', made before'}")
 

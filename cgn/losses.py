@@ -1,7 +1,7 @@
 """What the mechanisms are trained by: adversaries, binary masks, texture statistics.
 
-Every loss takes float32 and gives one number for a batch; the entropy of a mask in particular is never taken in
-bfloat16, where 1 - 1e-4 is 1 and its logarithm times 0 no number.
+Every loss is computed in float32 and gives one number for a batch; the entropy of a mask in particular is never taken
+in bfloat16, where 1 - 1e-4 is 1 and its logarithm times 0 no number.
 """
 
 import torch
@@ -117,16 +117,18 @@ def features(name, device):
 
 
 def gram(maps):
-    """Products of channels averaged over space, (B, C, C), of maps (B, C, H, W) (Gatys et al. 2016)."""
-    flat = maps.flatten(2)
-    return flat @ flat.transpose(1, 2) / flat.shape[2]
+    """Products of channels averaged over space, (B, C, C), float32, of maps (B, C, H, W) (Gatys et al. 2016)."""
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = maps.float().flatten(2)
+        return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
 def class_means(grams, labels):
     """(mean Gram matrix of each class (classes, C, C), which classes are there (classes,))."""
     one_hot = F.one_hot(labels, CLASSES).float()  # (B, classes)
     counts = one_hot.sum(0)
-    means = (one_hot.T @ grams.flatten(1)) / counts.clamp(1)[:, None]
+    with torch.autocast(grams.device.type, enabled=False):
+        means = (one_hot.T @ grams.flatten(1)) / counts.clamp(1)[:, None]
     return means.view(CLASSES, *grams.shape[1:]), counts > 0
 
 

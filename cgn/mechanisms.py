@@ -131,12 +131,11 @@ class CGN(nn.Module):
         self.shape, self.object, self.background = Shape(width), Texture(side), Texture(side)
 
     def parts(self, labels, latents, stream):
-        return Parts(self.shape(labels[0], latents[0]), self.object(labels[1], latents[1], stream),
-                     self.background(labels[2], latents[2], stream))  # fmt: skip
+        return Parts(self.shape(labels[0], latents[0]), *self.textures(labels, latents, stream))
 
-
-def _spectral(layer):
-    return spectral_norm(layer)
+    def textures(self, labels, latents, stream):
+        """(object, background) alone, for a mask that comes from elsewhere."""
+        return self.object(labels[1], latents[1], stream), self.background(labels[2], latents[2], stream)
 
 
 class Discriminator(nn.Module):
@@ -146,10 +145,10 @@ class Discriminator(nn.Module):
         super().__init__()
         act = lambda: nn.LeakyReLU(0.2, inplace=True)
         self.body = nn.Sequential(
-            nn.PixelUnshuffle(2), _spectral(nn.Conv2d(4 * channels, width, 3, 1, 1)), act(),
-            _spectral(nn.Conv2d(width, 2 * width, 4, 2, 1)), act(),
-            _spectral(nn.Conv2d(2 * width, 4 * width, 4, 2, 1)), act(),
-            nn.Flatten(), _spectral(nn.Linear(64 * width, 4 * width)), act(),
+            nn.PixelUnshuffle(2), spectral_norm(nn.Conv2d(4 * channels, width, 3, 1, 1)), act(),
+            spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)), act(),
+            spectral_norm(nn.Conv2d(2 * width, 4 * width, 4, 2, 1)), act(),
+            nn.Flatten(), spectral_norm(nn.Linear(64 * width, 4 * width)), act(),
         )  # fmt: skip
         self.out, self.label = nn.Linear(4 * width, 1), nn.Embedding(CLASSES, 4 * width)
 
@@ -249,7 +248,7 @@ class ConditionalGAN(nn.Module):
         self.model = nn.Sequential(*layers, nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh())
 
     def parts(self, labels, latents, stream):
-        x = self.model(torch.cat([latents[0], self.label_emb(labels[0])], 1)[:, :, None, None]).float()
+        x = self.model(torch.cat([latents[0], embedded(self.label_emb, labels[0])], 1)[:, :, None, None]).float()
         return Parts(torch.ones_like(x[:, :1]), x, torch.zeros_like(x))
 
 

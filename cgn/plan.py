@@ -1,8 +1,10 @@
 """Every command behind part 5 of README, in order: what `make reproduce` runs of this package.
 
-A command is (name, script, arguments). Trainings that are only there to be compared go to runs/retrained/, which is not
-kept in the repository; the others are in runs/.
+Trainings that are only there to be compared go to runs/retrained/, which is not kept in the repository; the others are
+in runs/.
 """
+
+from typing import NamedTuple
 
 from cgn import data
 
@@ -12,14 +14,29 @@ LEFT_OUT = {"without shape_adversary": "--shape-adversary 0", "without texture_a
             "without abduction, with edge": "--no-abduction --edge 10"}  # fmt: skip
 LEFT_OUT_OF = "double_colored"  # the variant on which losses, sizes and ratios are studied
 LEFT_OUT_SEEDS = range(3)  # of losses; of abduction, all
+EXPLAINED_SEEDS = range(1)  # of the classifiers that are kept in the repository
+PUBLISHED_GENERATOR = "double_colored.pth"  # the one that is measured, in cgn_mnist/
 PUBLISHED_RATIO = 10  # counterfactuals of each shape, published for double-colored
 PUBLISHED_CLASSIFIERS = ("colored", "colored_counterfactual")  # trained on original and on counterfactual images
 SIZES, RATIOS = (10_000, 1_000_000), (5, 10, 20)  # beside 100,000 and 1
+STEPS = {("original",): 400, ("gan",): 400, ("original", "gan"): 400}  # of classifiers that have colour to go by
+
+
+class Command(NamedTuple):
+    """One script with its arguments; needed_by: the names of those that want what it trains."""
+
+    script: str
+    words: str
+    needed_by: tuple = ()
+
+    @property
+    def name(self):
+        return f"{self.script} {self.words}".strip()
 
 
 def commands(published=None):
-    """All of them; published: a folder with what the authors published, which adds wildlife with their textures (in
-    textures/), their generator (cgn_mnist/) and their classifiers (classifier_mnist/).
+    """{name: Command}; published: a folder with what the authors published, which adds wildlife with their textures
+    (in textures/), their generator (cgn_mnist/) and their classifiers (classifier_mnist/).
     """
     found = []
     for seed in SEEDS:
@@ -29,35 +46,43 @@ def commands(published=None):
             found += comparison("wildlife", seed, f" --textures {published}/textures")
     found += studies()
     if published:
-        found += [("cgn.classify", f"--variant double_colored --checkpoint {published}/cgn_mnist/double_colored.pth "
-                                   f"--ratio {PUBLISHED_RATIO}"),
-                  *(("cgn.explain", f"--variant colored --classifier {published}/classifier_mnist/{name}.pth")
+        found += [Command("cgn.classify", f"--variant double_colored --checkpoint {published}/cgn_mnist/"
+                                          f"{PUBLISHED_GENERATOR} --ratio {PUBLISHED_RATIO}"),
+                  *(Command("cgn.explain", f"--variant colored --classifier {published}/classifier_mnist/{name}.pth")
                     for name in PUBLISHED_CLASSIFIERS)]  # fmt: skip
-    return {f"cgn {' '.join(words.split())}": (script, tuple(words.split())) for script, words in found}
+    return {command.name: command for command in found}
+
+
+def classify(about, *on, save=False):
+    steps = f" --steps {STEPS[on]}" if on in STEPS else ""
+    return Command("cgn.classify", f"{about} --on {' '.join(on)}{steps}{' --save' * save}")
 
 
 def comparison(variant, seed, more):
-    """Table 2 of the replication for one variant and seed."""
+    """Table 2 of the replication for one variant and seed, and what explains it."""
     about = f"--variant {variant} --seed {seed}{more}"
-    classify = lambda on, rest="": ("cgn.classify", f"{about} --on {on}{rest}")
-    return [
-        ("cgn.train", about), ("cgn.train", f"{about} --model gan"),
-        classify("original", " --steps 400 --save"), classify("cgn"), classify("abducted", " --save"),
-        classify("original cgn"), classify("original abducted"),
-        classify("gan", " --steps 400"), classify("original gan", " --steps 400"),
-        ("cgn.analyse", about), ("cgn.explain", f"{about} --on original"), ("cgn.explain", f"{about} --on abducted"),
-    ]  # fmt: skip
+    explained = {on: Command("cgn.explain", f"{about} --on {on}") for on in ("original", "abducted")
+                 if seed in EXPLAINED_SEEDS}  # fmt: skip
+    names = lambda *some: tuple(command.name for command in some)
+    plain, abducted = (classify(about, on, save=on in explained)._replace(
+        needed_by=names(explained[on]) if on in explained else ()) for on in ("original", "abducted"))  # fmt: skip
+    of_cgn = [abducted, classify(about, "cgn"), classify(about, "original", "cgn"),
+              classify(about, "original", "abducted"), Command("cgn.analyse", about), *explained.values()]  # fmt: skip
+    of_gan = [classify(about, "gan"), classify(about, "original", "gan")]
+    return [Command("cgn.train", about, names(*of_cgn)), plain, *of_cgn,
+            Command("cgn.train", f"{about} --model gan", names(*of_gan)), *of_gan]  # fmt: skip
 
 
 def studies():
     """Which loss is needed, how large a set, how many counterfactuals a shape; the ceiling; the VAE; the sheets."""
-    found = [("cgn.classify", f"--variant {variant} --on composed") for variant in data.VARIANTS]
+    found = [classify(f"--variant {variant}", "composed") for variant in data.VARIANTS]
     for what, flags in LEFT_OUT.items():
         for seed in SEEDS if "abduction" in what else LEFT_OUT_SEEDS:
             run = f"runs/retrained/cgn_{what.replace(',', '').replace(' ', '_')}_seed{seed}"
             about = f"--variant {LEFT_OUT_OF} --seed {seed} --run {run}"
-            found += [("cgn.train", f"{about} {flags}"), ("cgn.analyse", about), ("cgn.classify", about)]
+            users = [Command("cgn.analyse", about), Command("cgn.classify", about)]
+            found += [Command("cgn.train", f"{about} {flags}", tuple(user.name for user in users)), *users]
     for more in (*(f"--size {size}" for size in SIZES), *(f"--ratio {ratio}" for ratio in RATIOS)):
-        found += [("cgn.classify", f"--variant {LEFT_OUT_OF} --seed {seed} {more}") for seed in LEFT_OUT_SEEDS]
-    found += [("cgn.analyse", "--variant colored --vae"), ("cgn.data", ""), ("cgn.bench", "")]
-    return found + [("cgn.generate", f"--variant {variant}") for variant in data.VARIANTS]
+        found += [Command("cgn.classify", f"--variant {LEFT_OUT_OF} --seed {seed} {more}") for seed in LEFT_OUT_SEEDS]
+    found += [Command("cgn.analyse", "--variant colored --vae"), Command("cgn.data", ""), Command("cgn.bench", "")]
+    return found + [Command("cgn.generate", f"--variant {variant}") for variant in data.VARIANTS]

@@ -29,7 +29,10 @@ def reader(reads, variant, textures, context, runs=Path("runs")):
     if path.is_file():
         state = storage.load_checkpoint(path)
         return classifiers.restore(state).to(variant.device), state["accuracy"]
-    shapes, channels = variant.shapes("train"), 1 if reads == "mask" else 3
+    channels = 3
+    if reads == "mask":  # one for all variants, wherever it is first wanted
+        variant, channels = data.Variant("double_colored", variant.device, root=variant.root), 1
+    shapes = variant.shapes("train")
 
     def draw(n, stream):
         index = torch.randint(len(shapes), (n,), generator=stream).to(variant.device)

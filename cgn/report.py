@@ -1,8 +1,9 @@
 """README's tables of part 5: published, replicated and measured here, side by side, from the records alone."""
 
+import functools
+
 import tables
-from cgn import data
-from cgn.plan import LEFT_OUT_OF, LEFT_OUT_SEEDS
+from cgn import classify, data, plan
 
 FOLDER = "results/cgn"
 NAMES = {"colored": "colored", "double_colored": "double-colored", "wildlife": "wildlife"}
@@ -34,12 +35,15 @@ NEIGHBOUR = "neighbour of the same class"
 MIXED = ("digit in another class's colour", "blue zeros among zeros")
 
 
-def percent(values):
-    """Mean and half width of shares, in per cent; n beside it where it is not that of all seeds."""
+def shown(values, digits=3, scale=1):
+    """Mean and half width; n beside it where it is not that of all seeds."""
     if not values:
         return "–"
-    mean = tables.mean_of(100 * value for value in values)
-    return f"{mean:.1f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
+    mean = tables.mean_of(scale * value for value in values)
+    return f"{mean:.{digits}f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
+
+
+percent = functools.partial(shown, digits=1, scale=100)  # of shares
 
 
 def cell(records, arm, split, variant, textures):
@@ -62,8 +66,10 @@ def own_run(options):
 
 
 def usual(options):
-    """Whether our classifier learned from a set of the usual size."""
-    return (options["size"], options["ratio"], options["model"]) == (100_000, 1, "reader")
+    """Whether our classifier learned as it does by default, for as long as the plan says."""
+    defaults = {name: getattr(classify, name.upper()) for name in ("model", "size", "ratio", "batch", "lr")}
+    steps = plan.STEPS.get(tuple(options["on"]), classify.STEPS)
+    return options["steps"] == steps and all(options[name] == value for name, value in defaults.items())
 
 
 def standard(options):
@@ -96,20 +102,13 @@ def labels_table(records, variant, textures=None):
     """Which reader changes its mind when the label of one mechanism is moved."""
     rows = [row for row in records if row["experiment"] == "analyse" and row["metric"] in ("changed", "followed")
             and row["options"]["variant"] == variant and row["options"]["textures"] == textures
-            and isinstance(row["options"]["trained"], dict) and row["options"]["trained"]["abduction"]]
+            and isinstance(row["options"]["trained"], dict) and left_out(row["options"]["trained"]) == "all losses"]
     readers = list(dict.fromkeys(row["setting"]["reader"] for row in rows))
     lines = []
     for mechanism in dict.fromkeys(row["arm"] for row in rows):
-        found = [[row["value"] for row in rows if row["arm"] == mechanism and row["setting"]["reader"] == reader
-                  and row["metric"] == "changed"] for reader in readers]
-        lines.append([mechanism, *map(percent, found)])
+        found = [tables.values(rows, arm=mechanism, reader=reader, metric="changed") for reader in readers]
+        lines.append([mechanism, *(percent(list(values.values())) for values in found)])
     return tables.markdown(["label moved", *(f"{reader}'s reader changes, %" for reader in readers)], lines)
-
-
-def classes(values):
-    """Mean and half width of counts out of ten classes."""
-    mean = tables.mean_of(values)
-    return f"{mean:.1f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
 
 
 def masks_table(records):
@@ -129,7 +128,7 @@ def masks_table(records):
         if "good masks" in found:
             name = NAMES[variant] + (f" ({textures} textures)" if textures else "")
             read = [accuracy[generator] for generator in found["generators"] if generator in accuracy]
-            lines.append([name, what, classes(found["good masks"].values()),
+            lines.append([name, what, shown(list(found["good masks"].values()), digits=1),
                           percent(list(found["masks read rightly"].values())),
                           f"{tables.mean_of(found['mean mask'].values()).mean:.2f}", percent(read)])
     return tables.markdown(["variant", "trained with", "good masks of 10", "masks read rightly, %", "mean mask",
@@ -152,8 +151,8 @@ def sizes_table(records):
     groups = {}
     for row in records:
         o = row["options"]
-        if row["experiment"] == "classify" and row["arm"] == "cgn" and row["split"] == "test" and \
-                o["variant"] == LEFT_OUT_OF and own_run(o) and row["seed"] in LEFT_OUT_SEEDS:
+        if row["experiment"] == "classify" and (row["arm"], row["split"]) == ("cgn", "test") and own_run(o) and (
+                o["variant"], o["steps"]) == (plan.LEFT_OUT_OF, classify.STEPS) and row["seed"] in plan.LEFT_OUT_SEEDS:
             groups.setdefault((o["size"], o["ratio"]), {})[row["seed"]] = row["value"]
     lines = [[f"{size:,}", ratio, percent(list(found.values())), len(found)]
              for (size, ratio), found in sorted(groups.items())]
@@ -170,17 +169,12 @@ def explain_table(records):
     lines = []
     for (variant, textures, arm), found in sorted(groups.items(), key=str):
         name = NAMES[variant] + (f" ({textures})" if textures else "")
-        shown = [found[key] for key in (*(("test", metric) for metric in CAM), *((split, NEIGHBOUR) for split in (
-            "original", "test", "counterfactual")))]  # fmt: skip
-        lines.append([name, ARMS[tuple(arm.split("+"))], *(number(list(values.values())) for values in shown)])
+        keys = [("test", metric) for metric in CAM]
+        keys += [(split, NEIGHBOUR) for split in ("original", "test", "counterfactual")]
+        cells = [found.get(key, {}) for key in keys]
+        lines.append([name, ARMS.get(tuple(arm.split("+")), arm), *(shown(list(values.values())) for values in cells)])
     return tables.markdown(["variant", "trained on", "IoU", "IoU, both", "energy", "IoU, other digit's mask",
                             "IoU, both, other digit's mask", "t-SNE, original", "test", "counterfactual"], lines)
-
-
-def number(values):
-    """Mean and half width, three decimals."""
-    mean = tables.mean_of(values)
-    return f"{mean:.3f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
 
 
 def vae_table(records):
@@ -197,7 +191,8 @@ def vae_table(records):
 def published_sentence(records):
     """What a classifier reads that was trained on the published generator's counterfactuals."""
     rows = {row["split"]: row for row in records if row["experiment"] == "classify"
-            and generator_of(row["options"]) == "checkpoint" and row["options"]["variant"] == "double_colored"}
+            and row["options"]["checkpoint"] == plan.PUBLISHED_GENERATOR
+            and row["options"]["ratio"] == plan.PUBLISHED_RATIO}
     if not rows:
         return "The published generators have not been measured."
     return (f"The published double-colored generator through our code (100,000 counterfactuals, "

@@ -73,8 +73,10 @@ def run_of(model, variant, textures, seed):
     return Path("runs") / "_".join([*words, *([f"seed{seed}"] if seed else [])])
 
 
-def check(model, abduction, edge):
-    """Raise UserError for options that contradict each other."""
+def check(model, abduction, edge, weights):
+    """Raise UserError for options that contradict each other; weights: of the losses of a training with abduction."""
+    if abduction and not any(weight is None or weight for weight in weights):
+        raise experiment.UserError("every loss is left out: nothing would be trained")
     if edge and (abduction or model == "gan"):
         raise experiment.UserError("--edge is for a CGN trained with --no-abduction: abduction knows the border, and a "
                                    "GAN has no mask")
@@ -115,8 +117,9 @@ def abduce(model, variant, shapes, seed, context):
 
 
 def texture_statistics(features, batch, device, seed):
-    """TextureStatistics of 2,000 real images."""
-    drawn = [batch(experiment.generator(seed, f"statistics/{k}")) for k in range(math.ceil(2000 / 64))]
+    """TextureStatistics of 2,000 real images or a few more."""
+    size = len(batch(experiment.generator(seed, "statistics/0"))[0])
+    drawn = [batch(experiment.generator(seed, f"statistics/{k}")) for k in range(math.ceil(2000 / size))]
     images, labels = torch.cat([part[0] for part in drawn]), torch.cat([part[2] for part in drawn])
     return losses.TextureStatistics(losses.features(features, device), images, labels)
 
@@ -167,7 +170,8 @@ class Run:
         self.shapes = variant.shapes("train")
         self.abduction, self.frames, self.step = None, [], 0
         self.last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
-        self.iou = self.last.get("iou")
+        self.iou, self.lines = self.last.get("iou"), self.last.get("lines", 0)
+        self.log = folder.open_log(keep=self.lines)  # now: with it the folder belongs to these options
         if options["abduction"]:
             self.find_shapes()
         opacities = self.infer() if options["abduction"] else None
@@ -175,8 +179,6 @@ class Run:
         if "game" in self.last:
             self.game.restore(self.last["game"])
             self.step, self.frames = self.last["step"], list(self.last["frames"])
-        self.lines = self.last.get("lines", 0)
-        self.log = folder.open_log(keep=self.lines)
         if self.abduction and not self.lines:
             self.write({"event": "abduction", "iou": self.iou, "seconds": self.last["seconds"]})
 
@@ -201,6 +203,8 @@ class Run:
         batch = lambda purpose: self.variant.batch(self.shapes, abduction.BATCH, stream(purpose))
         with tqdm(total=sum(steps), desc="abduction", unit="step", disable=None) as bar:
             abduction.learn(self.abduction, batch, steps, self.context(small=False), bar.update)
+        if not all(weight.isfinite().all() for weight in self.abduction.state_dict().values()):
+            raise experiment.UserError("abduction: weights were no longer finite; nothing was saved")
         self.last = {"abduction": self.abduction.state_dict(), "lines": 0, "seconds": time.perf_counter() - started}
         storage.save_checkpoint(self.folder.last, self.last)
 
@@ -263,7 +267,8 @@ class Run:
         kept = {"abduction": self.abduction.state_dict()} if self.abduction else {}
         about = {"architecture": made, "options": self.options, "iou": self.iou} | kept
         storage.save_checkpoint(self.folder.best, about | {"model": self.game.average.state_dict(), "step": self.step})
-        storage.save_checkpoint(self.folder.path / "frames.pt", {"frames": torch.stack(self.frames)})
+        if self.frames:
+            storage.save_checkpoint(self.folder.path / "frames.pt", {"frames": torch.stack(self.frames)})
         storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "step": self.step,
                                                            "frames": self.frames, "lines": self.lines})
 
@@ -307,7 +312,9 @@ def measure(path, best, trained, options, device, results):
     for what, part in (("training", [line for line in lines if "step" in line]),
                        ("abduction", [line for line in lines if "event" in line])):
         if part:
-            add(f"{what} seconds", sum(line["seconds"] for line in part), n=options["steps"] * options["batch"])
+            n = options["steps"] * options["batch"] if what == "training" else sum(
+                abduction.STEPS[split]) * abduction.BATCH
+            add(f"{what} seconds", sum(line["seconds"] for line in part), n=n)
     if best.get("iou") is not None:
         add("abduction iou", best["iou"], n=60_000 if split == "colored" else data.TRAINING)
     if options["model"] != "gan":
@@ -325,7 +332,7 @@ def measure(path, best, trained, options, device, results):
 def main(variant, model, textures, seed, device, precision, run, results, steps, batch, lr, abduction, shape_adversary,
          texture_adversary, entropy, texture, edge, features):
     abduction = abduction and model == "cgn"
-    check(model, abduction, edge)
+    check(model, abduction, edge, (shape_adversary, texture_adversary, entropy, texture))
     device = experiment.pick_device(device)
     painted = data.Variant(variant, device, textures)
     given = {"steps": steps, "batch": batch, "lr": lr, "entropy": entropy, "texture": texture}

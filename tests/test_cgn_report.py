@@ -1,6 +1,7 @@
 """Part 5's plan and tables: every command parses, and tables say what the records say."""
 
 import importlib
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import experiment
 import storage
 from cgn import bench, plan, report
 
+TRAINED = {"model": "cgn", "variant": "double_colored", "textures": None, "abduction": True, "edge": 0.0,
+           "shape_adversary": 1, "texture_adversary": 1, "entropy": 0.1, "texture": 0.1}  # fmt: skip
 SPLITS = ("train", "test", "visible", "wandering")
 
 
@@ -19,19 +22,33 @@ def record(experiment_name, arm, split, metric, value, seed, **options):
 
 
 def classified(arm, value, seed, split="test", **options):
-    about = {"variant": "double_colored", "textures": None, "size": 100_000, "ratio": 1, "model": "reader"}
+    about = {"variant": "double_colored", "textures": None, "size": 100_000, "ratio": 1, "model": "reader",
+             "batch": 256, "lr": 6e-3, "steps": plan.STEPS.get((arm,), 1000), "on": [arm], "checkpoint": None}
     return record("classify", arm, split, "accuracy", value, seed, **about | options)
 
 
 @pytest.mark.parametrize("name", list(plan.commands("some/folder")))
 def test_every_command_of_the_plan_parses(name):
-    script, arguments = plan.commands("some/folder")[name]
-    options = experiment.parse_options(importlib.import_module(script), arguments)
-    assert options
+    command = plan.commands("some/folder")[name]
+    assert experiment.parse_options(importlib.import_module(command.script), command.words.split())
+
+
+def test_the_plan_loses_no_command_and_each_run_is_trained_for_whoever_wants_it():
+    found = plan.commands("T")
+    scripts = Counter(command.script for command in found.values())
+    losses = sum("abduction" not in what for what in plan.LEFT_OUT)
+    retrained = 5 * (len(plan.LEFT_OUT) - losses) + 3 * losses
+    assert scripts["cgn.train"] == 5 * 4 * 2 + retrained  # 4: three variants, and wildlife with the published textures
+    assert scripts["cgn.analyse"] == 5 * 4 + retrained + 1  # the VAE
+    assert {"cgn.data", "cgn.bench"} <= scripts.keys()
+    for command in found.values():
+        assert all(user in found for user in command.needed_by)
+        if command.script == "cgn.train":
+            assert command.needed_by
 
 
 def test_the_plan_has_five_seeds_of_every_arm_and_variant():
-    lines = [" ".join(arguments) for script, arguments in plan.commands("T").values() if script == "cgn.classify"]
+    lines = [command.words for command in plan.commands("T").values() if command.script == "cgn.classify"]
     for seed in range(5):
         for variant in ("colored", "double_colored", "wildlife"):
             for on in ("original", "gan", "cgn", "abducted", "original gan", "original cgn"):
@@ -60,8 +77,7 @@ def test_claims_count_the_seeds_that_reach_the_paper():
 
 
 def test_what_a_training_left_out_in_words():
-    options = {"model": "cgn", "abduction": True, "edge": 0.0, "shape_adversary": 1, "texture_adversary": 1,
-               "entropy": 0.1, "texture": 0.1}  # fmt: skip
+    options = TRAINED
     assert report.left_out(options) == "all losses"
     assert report.left_out(options | {"entropy": 0, "texture": 0}) == "without entropy, texture"
     assert report.left_out(options | {"abduction": False, "edge": 0.1}) == "one adversary on images, edge 0.1"
@@ -69,12 +85,10 @@ def test_what_a_training_left_out_in_words():
 
 
 def test_masks_table_puts_each_training_beside_what_a_classifier_learned_from_it():
-    options = {"model": "cgn", "variant": "double_colored", "textures": None, "abduction": True, "edge": 0.0,
-               "shape_adversary": 1, "texture_adversary": 1, "entropy": 0.1, "texture": 0.1}  # fmt: skip
     rows = []
     for seed, (good, accuracy) in enumerate(((10, 0.9), (8, 0.8))):
         for abduction, name in ((True, "cgn_double_colored"), (False, "cgn_without_abduction")):
-            about = {"trained": options | {"abduction": abduction, "seed": seed}, "generator": f"{name}_seed{seed}"}
+            about = {"trained": TRAINED | {"abduction": abduction, "seed": seed}, "generator": f"{name}_seed{seed}"}
             rows += [record("analyse", "cgn", "double_colored", metric, value - (not abduction) * 0.1, seed, **about)
                      for metric, value in (("good masks", good), ("masks read rightly", 0.9), ("mean mask", 0.2))]
             rows.append(classified("cgn", accuracy * abduction, seed, generator=about["generator"]))
@@ -87,13 +101,15 @@ def test_masks_table_puts_each_training_beside_what_a_classifier_learned_from_it
 
 
 def test_labels_table_is_of_the_trained_cgn_only():
-    trained = {"abduction": True, "seed": 0}
-    about = {"variant": "colored", "textures": None, "vae": False, "trained": trained}
+    about = {"variant": "colored", "textures": None, "vae": False, "trained": TRAINED | {"seed": 0}}
     rows = [record("analyse", mechanism, "colored", "changed", float(mechanism == reader), 0,
                    setting={"reader": reader}, **about)
             for mechanism in ("shape", "object") for reader in ("shape", "object")]
     rows.append(record("analyse", "shape", "colored", "changed", 0.5, 0, setting={"reader": "object"},
                        **about | {"trained": "published"}))
+    rows += [record("analyse", "shape", "colored", "changed", 0.5, 0, setting={"reader": "object"},
+                    **about | {"trained": TRAINED | {"seed": 0} | changes})
+             for changes in ({"entropy": 0}, {"abduction": False}, {"model": "published_cgn"})]
     lines = report.labels_table(rows, "colored").splitlines()
     assert lines[2] == "| shape | 100.0 (n = 1) | 0.0 (n = 1) |"
     assert lines[3] == "| object | 0.0 (n = 1) | 100.0 (n = 1) |"
@@ -109,4 +125,5 @@ def test_bench_measures_every_case(call, tmp_path, monkeypatch):
     multiplies = experiment.precise(torch.device("cpu"), "auto") == torch.bfloat16
     assert {row["arm"] for row in rows} == {"cgn training", "cgn generation", "cgn classifier",
                                             "statistics measured once"} | (halves if multiplies else set())
+    assert {row["experiment"] for row in rows} == {"cgn.bench"}
     assert {row["metric"] for row in rows} == {"speedup", "images_a_second", "baseline_images_a_second"}

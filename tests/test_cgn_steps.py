@@ -230,7 +230,7 @@ def test_classifying_counterfactuals(call, trained, tmp_path):
     assert "original+abducted" in out
     rows = storage.read_lines(tmp_path / "r/metrics.jsonl")
     assert {row["split"] for row in rows} == {"train", "test", "visible", "wandering"}
-    assert rows[0]["options"]["weights"] == classify.digest(trained / "ckpt/best.pt")
+    assert rows[0]["options"]["weights"] == storage.digest(trained / "ckpt/best.pt")
     assert "measured before" in call("cgn.classify", *arguments)[1]
 
 

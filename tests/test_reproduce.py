@@ -63,7 +63,7 @@ def test_a_training_is_always_called_unless_nobody_needs_it_any_more(tmp_path, c
     called = []
     fake = types.SimpleNamespace(DEVNULL=None, run=lambda command, **_: called.append(command[1]) or Done)
     monkeypatch.setattr(reproduce, "subprocess", fake)
-    training = reproduce.Step("train", ("--results", str(tmp_path)), str(tmp_path), "user")
+    training = reproduce.Step("train", ("--results", str(tmp_path)), str(tmp_path), ("user",))
     user = reproduce.Step("ablate", ("--results", str(tmp_path)), str(tmp_path))
     reproduce.carry_out("vae", {"vae": training, "user": user}, again=False)
     assert called == ["train.py"]
@@ -74,7 +74,7 @@ def test_a_training_is_always_called_unless_nobody_needs_it_any_more(tmp_path, c
     reproduce.carry_out("vae", {"vae": training, "user": user}, again=False)
     assert called == ["train.py"]
     assert "already in" in capsys.readouterr().err
-    reproduce.carry_out("vae", {"vae": training._replace(needed_by=None)}, again=False)
+    reproduce.carry_out("vae", {"vae": training._replace(needed_by=())}, again=False)
     assert called == ["train.py", "train.py"]
 
 
