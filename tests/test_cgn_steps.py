@@ -8,7 +8,7 @@ import torch
 
 import experiment
 import storage
-from cgn import abduction, analyse, classifiers, classify, data, explain, games, generate, mechanisms, readers, train
+from cgn import abduction, analyse, classifiers, data, explain, games, generate, mechanisms, readers, train
 
 SHORT = ("--steps", "4", "--batch", "8")
 
