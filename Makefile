@@ -25,6 +25,7 @@ reproduce: setup
 
 bench: setup
 	$(PY) bench.py --results results/quick/bench
+	$(PY) -m cgn.bench --results results/quick/bench
 
 lint: .venv/installed
 	$(PY) -m ruff check .

@@ -1,5 +1,7 @@
 """Variants of MNIST: what is painted, by which draws, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import PUBLISHED
@@ -151,6 +153,10 @@ def test_what_is_wrong_with_textures_is_said(tmp_path, call):
     assert code == 2
     assert "object should have ten textures" in error
     assert "none begins with 7" in error
+    shutil.copy(tmp_path / "object/0_plain.png", tmp_path / "object/0_twice.png")
+    with pytest.raises(experiment.UserError, match="none begins with 7"):  # ten files, but not of ten classes
+        data.load_textures(tmp_path)
+    (tmp_path / "object/0_twice.png").unlink()
     (tmp_path / "object/7_plain.png").write_text("no picture")
     with pytest.raises(experiment.UserError, match=r"7_plain\.png cannot be read"):
         data.load_textures(tmp_path)

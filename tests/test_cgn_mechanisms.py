@@ -48,7 +48,7 @@ def test_a_label_reaches_its_own_mechanism_only(name, moved):
         assert torch.equal(one, two) == (place != moved)
 
 
-@pytest.mark.parametrize("name", ["cgn", "published_cgn"])
+@pytest.mark.parametrize("name", ["cgn", "published_cgn", "gan"])
 def test_soft_labels_of_one_class_are_that_class(name):
     generator, labels = build(name), torch.tensor([3, 8, 0])
     hard, soft = parts(generator, (labels,) * 3), parts(generator, (torch.eye(10)[labels],) * 3)

@@ -1,6 +1,8 @@
 """The steps of a CGN as a user runs them, on a small training set: train, generate, classify, explain, analyse."""
 
+import functools
 import json
+from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -115,6 +117,20 @@ def test_contradictions_are_refused(call):
     code, _, error = call("cgn.train", "--edge", "0.1")
     assert code == 2
     assert "--no-abduction" in error
+    nothing = (f"--{name}" for name in ("shape-adversary", "texture-adversary", "entropy", "texture"))
+    code, _, error = call("cgn.train", *(word for name in nothing for word in (name, "0")))
+    assert code == 2
+    assert "nothing would be trained" in error
+
+
+def test_a_run_is_saved_before_its_first_picture(call, tmp_path, monkeypatch):
+    """The published recipe saves every minute, and takes its first picture after an hour."""
+    monkeypatch.setattr(train, "FRAMES", 1)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(train, "SAVE_AFTER", -1)
+    code, _, error = call("cgn.train", "--model", "gan", *SHORT, "--run", tmp_path / "run", "--results", tmp_path / "r")
+    assert code == 0, error
+    assert storage.load_checkpoint(tmp_path / "run/frames.pt")["frames"].shape[0] == 1
 
 
 def test_a_loss_with_weight_zero_is_left_out(call, tmp_path):
@@ -197,17 +213,56 @@ def test_a_factual_sample_has_one_label_and_sets_in_memory_are_those_on_disk(tmp
     assert len(torch.unique(images.flatten(1), dim=0)) == 700
 
 
-def test_abducted_shapes_keep_their_mask_and_label():
+def test_abducted_shapes_keep_their_mask_and_label(monkeypatch):
     alphas = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
-    alphas[1, :, :16] = 255
+    alphas[1] = 255  # the seven fills its image, the four is empty
     made = source(opacities=(alphas, torch.tensor([4, 7])))
+    monkeypatch.setattr(made.generator.shape, "forward", None)  # is not asked
     images, labels = made.chunk(0, 40)
     assert set(labels[:, 0].tolist()) == {4, 7}
-    fours = images[labels[:, 0] == 4]
     with torch.no_grad():
-        drawn = made.generator.background.canvas.abs().mean()
-    assert torch.isfinite(fours).all()
-    assert drawn > 0
+        made.generator.background.canvas += 1
+    again, _ = made.chunk(0, 40)
+    changed = (images != again).flatten(1).any(1)
+    assert torch.equal(changed, labels[:, 0] == 4)
+
+
+def test_opacities_kept_by_the_training_are_those_found_again(trained):
+    device, variant, path = torch.device("cpu"), data.Variant("double_colored"), trained / "ckpt/best.pt"
+    _, finder, _ = generate.load(path, "double_colored", None, device)
+    context = functools.partial(experiment.autocast, device, experiment.precise(device, "auto"))
+    kept = generate.found(path, finder, variant, 0, context)
+    (trained / "opacities.pt").unlink()
+    again = generate.found(path, finder, variant, 0, context)
+    assert len(kept[0]) == 600
+    for one, two in zip(kept, again, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("cut", ["while renamed", "a part deleted", "a file deleted"])
+def test_a_set_whose_files_are_half_there_is_mended(tmp_path, monkeypatch, cut):
+    generate.write_set(source(), tmp_path / "set", 700, {})
+    images = tmp_path / "set_images.npy"
+    before = images.read_bytes()
+    labels = tmp_path / "set_labels.npy"
+    if cut == "while renamed":
+        labels.rename(labels.with_suffix(".part"))
+        monkeypatch.setattr(generate.Source, "chunk", None)  # all is there
+    elif cut == "a part deleted":
+        images.unlink()
+        labels.rename(labels.with_suffix(".part"))
+    else:
+        labels.unlink()
+    assert generate.write_set(source(), tmp_path / "set", 700, {})
+    assert images.read_bytes() == before
+    assert generate.read_set(tmp_path / "set")[1].shape == (700, 3)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_room_of_a_set_is_taken_when_it_is_begun(tmp_path):
+    parts = [tmp_path / "a.part", tmp_path / "b.part"]
+    generate._open_parts(parts, 2000, fresh=True)
+    assert parts[0].stat().st_blocks * 512 >= 2000 * 3 * 32 * 32
 
 
 def test_a_checkpoint_of_another_variant_is_refused(call, trained, tmp_path):
@@ -246,6 +301,16 @@ def test_unknown_sources_are_refused(call):
     assert "no counterfactual set" in call("cgn.classify", "--on", "set", "--set", "nowhere/set")[2]
 
 
+def test_a_set_of_another_variant_is_refused_and_its_making_is_recorded(call, tmp_path):
+    generate.write_set(source(), tmp_path / "set", 200, {"variant": "colored", "ratio": 1})
+    arguments = ("--on", "set", "--set", tmp_path / "set", "--steps", "2", "--batch", "8", "--results", tmp_path / "r")
+    code, _, error = call("cgn.classify", "--variant", "wildlife", *arguments)
+    assert code == 2
+    assert "is of colored, and wildlife is wanted" in error
+    assert call("cgn.classify", "--variant", "colored", *arguments)[0] == 0
+    assert storage.read_lines(tmp_path / "r/metrics.jsonl")[0]["options"]["made"]["size"] == 200
+
+
 def test_a_classifier_learns_what_it_is_shown():
     def draw(n, stream):
         labels = torch.randint(10, (n,), generator=stream)
@@ -255,8 +320,6 @@ def test_a_classifier_learns_what_it_is_shown():
 
     with experiment.seeded(0, "tests"):
         net = classifiers.build("reader")
-    from contextlib import nullcontext
-
     net = classifiers.learn(net, [draw], 60, 64, 6e-3, 0, nullcontext, torch.device("cpu"))
     assert classifiers.right(net, *draw(200, experiment.generator(9, "test"))).float().mean() > 0.95
 
@@ -368,8 +431,12 @@ def test_analyse_and_explain(call, trained, tmp_path, monkeypatch):
     assert code == 2
     assert "python -m cgn.classify --variant double_colored --on original" in error
     net = classifiers.build("reader")
-    storage.save_checkpoint(tmp_path / "net.pt", {"architecture": {"name": "reader", "settings": {}},
-                                                  "model": net.state_dict()})  # fmt: skip
+    about = {"architecture": {"name": "reader", "settings": {}}, "model": net.state_dict()}
+    storage.save_checkpoint(tmp_path / "other.pt", about | {"options": {"variant": "colored", "textures": None}})
+    code, _, error = call("cgn.explain", "--variant", "double_colored", "--classifier", tmp_path / "other.pt")
+    assert code == 2
+    assert "was trained on variant colored, and double_colored is wanted" in error
+    storage.save_checkpoint(tmp_path / "net.pt", about)
     code, out, error = call("cgn.explain", "--variant", "double_colored", "--classifier", tmp_path / "net.pt", "--run",
                             trained, "--count", "40", "--tsne", "60", "--results", tmp_path / "r")  # fmt: skip
     assert code == 0, error
