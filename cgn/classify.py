@@ -134,10 +134,6 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
         raise experiment.UserError(f"{set} is of {options['made']['variant']}, and {variant} is wanted")
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
-    kept = classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
-    if records.earlier() and (not save or options_in(kept) == storage.plain_options(options)):
-        print(f"{variant}, {arm}, seed {seed}: measured before")
-        return
     context = functools.partial(experiment.autocast, device, dtype)
     setting = Setting(painted, seed, context, size, ratio)
     draws = sources(on, setting, checkpoint or run / "ckpt/best.pt", gan / "ckpt/best.pt", set)
@@ -150,14 +146,10 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
     records.save()
     if save:
         made = {"architecture": {"name": model, "settings": {}}, "options": storage.plain_options(options)}
+        kept = classifiers.run_of(variant, named, on, seed) / "ckpt/best.pt"
         storage.save_checkpoint(kept, made | {"model": net.state_dict()})
     said = ", ".join(f"{split} {100 * value:.2f} %" for split, _, value, _ in found)
     print(f"{variant}, {arm}, seed {seed}: {said}")
-
-
-def options_in(path):
-    """The options of the classifier that is kept there, or None."""
-    return storage.load_checkpoint(path)["options"] if path.is_file() else None
 
 
 def evaluate(net, draws, variant, seed):

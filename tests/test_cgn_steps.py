@@ -7,8 +7,10 @@ from contextlib import nullcontext
 import numpy
 import pytest
 import torch
+from conftest import PUBLISHED
 
 import experiment
+import reproduce
 import storage
 from cgn import abduction, analyse, classifiers, data, explain, games, generate, mechanisms, readers, train
 
@@ -286,7 +288,25 @@ def test_classifying_counterfactuals(call, trained, tmp_path):
     rows = storage.read_lines(tmp_path / "r/metrics.jsonl")
     assert {row["split"] for row in rows} == {"train", "test", "visible", "wandering"}
     assert rows[0]["options"]["weights"] == storage.digest(trained / "ckpt/best.pt")
-    assert "measured before" in call("cgn.classify", *arguments)[1]
+    step = reproduce.Step("cgn.classify", tuple(map(str, arguments)), tmp_path / "r")
+    assert reproduce.records_of(step) == rows
+    assert not reproduce.records_of(step._replace(arguments=(*step.arguments, "--ratio", "2")))
+    call("cgn.classify", *arguments)
+    assert [row["value"] for row in storage.read_lines(tmp_path / "r/metrics.jsonl")] == [row["value"] for row in rows]
+
+
+def test_a_published_file_and_textures_are_found_again_by_name(tmp_path):
+    """A record has no folder of the machine that it was made on."""
+    options = {"variant": "wildlife", "textures": "procedural", "checkpoint": "a.pth"}
+    records = storage.Records(tmp_path, "classify", options, torch.device("cpu"))
+    records.add("cgn", "test", "accuracy", 0.5, 10, 0)
+    records.save()
+    found = lambda *more: len(reproduce.records_of(reproduce.Step(
+        "cgn.classify", ("--variant", "wildlife", *more), tmp_path)))  # fmt: skip
+    assert found("--checkpoint", "/some/folder/a.pth") == 1
+    assert found("--checkpoint", "/some/folder/b.pth") == 0
+    if PUBLISHED.exists():
+        assert found("--checkpoint", "a.pth", "--textures", str(PUBLISHED / "textures")) == 0
 
 
 def test_sources_are_mixed_in_equal_parts():
