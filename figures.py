@@ -94,10 +94,11 @@ def boxes(path, panels, title, y_label):
 
 
 def scatters(path, panels, title):
-    """Panels of points side by side, coloured by class: a list of (title, places (N, 2), classes (N,) below 10)."""
+    """Panels of points on one plane side by side, coloured by class: a list of (title, places (N, 2), classes (N,) below 10)."""
     figure = Figure(figsize=(0.9 + 4.0 * len(panels), 4.3), layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK)
-    for axes, (name, places, classes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, (name, places, classes) in zip(row, panels, strict=True):
         for number in range(10):
             x, y = places[classes == number].T
             axes.plot(x, y, "o", markersize=2.5, alpha=0.7, label=str(number), color=TEN[number], markeredgewidth=0)
