@@ -94,7 +94,10 @@ def boxes(path, panels, title, y_label):
 
 
 def scatters(path, panels, title):
-    """Panels of points on one plane side by side, coloured by class: a list of (title, places (N, 2), classes (N,) below 10)."""
+    """Panels of one plane side by side, points coloured by class.
+
+    panels: a list of (title, places (N, 2), classes (N,) below 10).
+    """
     figure = Figure(figsize=(0.9 + 4.0 * len(panels), 4.3), layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK)
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
