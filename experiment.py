@@ -177,8 +177,8 @@ def pick_device(name):
 def precise(device, precision, small=False):
     """The dtype of --precision: "auto" takes bfloat16 where the processor or GPU multiplies in it, else float32.
 
-    small: whether the layers are so small that a processor needs matrix units (AMX) to gain: with AVX-512 alone they
-    were measured to be as fast in float32 on one thread, and faster on two.
+    small: whether the layers are so small that a processor needs matrix units (AMX) to gain; with AVX-512 alone they
+    were measured to be as fast in float32.
     """
     if precision == "auto":
         here = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.ops.mkldnn._is_mkldnn_bf16_supported}
