@@ -142,10 +142,8 @@ def records_of(step):
 
 @functools.cache
 def textures_name(variant, folder):
-    """What a record says of the textures; a folder's are read once."""
-    if variant != "wildlife" or folder is None:
-        return None if variant != "wildlife" else "procedural"
-    return Variant(variant, textures=folder).textures_name
+    """What a record says of the textures; they are read or made once."""
+    return Variant(variant, textures=folder).textures_name if variant else None
 
 
 def called(script):

@@ -226,6 +226,15 @@ def plain_options(options):
     return json.loads(json.dumps(options, default=str))
 
 
+def expect(path, state, **wanted):
+    """The options in a checkpoint, or None in one without; raises UserError if they are not the wanted ones."""
+    options = state.get("options") if "architecture" in state else None
+    for name, value in wanted.items() if options else ():
+        if options.get(name) != value:
+            raise UserError(f"{path} was trained on {name} {options.get(name)}, and {value} is wanted")
+    return options
+
+
 def digest(path):
     """The first half of the SHA-256 of a file, or None if it is not there: which weights a record is about."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32] if Path(path).is_file() else None

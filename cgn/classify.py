@@ -56,8 +56,7 @@ class Setting:
     def painted(self, spurious):
         """A function from (size, stream) to (images in [-1, 1], labels): freshly composed training images."""
         def draw(n, stream):
-            index = torch.randint(len(self.shapes), (n,), generator=stream).to(self.variant.device)
-            scenes = self.variant.scenes(self.shapes[index], stream, spurious)
+            scenes = self.variant.batch(self.shapes, n, stream, spurious)
             return scenes.images, scenes.labels
 
         return draw

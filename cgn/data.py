@@ -176,10 +176,10 @@ class Variant:
         images = self.paint(shapes.alphas / 255, objects, backgrounds, stream)
         return Scenes(images, shapes.labels, objects, backgrounds, shapes.masks())
 
-    def batch(self, shapes, size, stream):
-        """`size` training Scenes, drawn with replacement."""
+    def batch(self, shapes, size, stream, spurious=True):
+        """`size` Scenes of these shapes, drawn with replacement."""
         index = torch.randint(len(shapes), (size,), generator=stream).to(self.device)
-        return self.scenes(shapes[index], stream, spurious=True)
+        return self.scenes(shapes[index], stream, spurious)
 
     def test(self, seed=0):
         """The test Scenes of this seed: 10,000 digits, object and background drawn by themselves."""

@@ -43,10 +43,7 @@ def load(path, variant, textures, way):
     if not path.is_file():
         raise experiment.UserError(f"no classifier at {path}; {way} makes it")
     state = storage.load_checkpoint(path)
-    made = (state.get("options") or {}) if "architecture" in state else {}
-    for name, wanted in (("variant", variant), ("textures", textures)):
-        if made.get(name, wanted) != wanted:
-            raise experiment.UserError(f"{path} was trained on {name} {made[name]}, and {wanted} is wanted")
+    storage.expect(path, state, variant=variant, textures=textures)
     return classifiers.restore(state)
 
 

@@ -53,11 +53,7 @@ def load(path, variant, textures, device):
     Raises UserError if it is of another variant or of other textures.
     """
     state = storage.load_checkpoint(path)
-    options = state.get("options") if "architecture" in state else None
-    if options is not None:
-        for name, wanted in (("variant", variant), ("textures", textures)):
-            if options.get(name) != wanted:
-                raise experiment.UserError(f"{path} was trained on {name} {options.get(name)}, and {wanted} is wanted")
+    options = storage.expect(path, state, variant=variant, textures=textures)
     generator = mechanisms.restore(state).to(device, memory_format=torch.channels_last).requires_grad_(False)
     if "abduction" not in state:
         return generator, None, options
@@ -126,17 +122,22 @@ def in_memory(source, size):
     return images, labels
 
 
+def _files(out):
+    """([images, labels], note): the files of a set."""
+    out = Path(out)
+    return [out.with_name(f"{out.name}_{kind}.npy") for kind in ("images", "labels")], out.with_name(f"{out.name}.json")
+
+
 def write_set(source, out, size, about):
     """Write a set to memory-mapped files, going on where an interrupted run of the same `about` was.
 
     about: what the set is made from and how; a set that is there already and differs is refused. Raises UserError if
     the disk has not enough room. Returns whether anything was made.
     """
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_name(f"{out.name}_{kind}.npy") for kind in ("images", "labels")]
-    note, about = out.with_name(f"{out.name}.json"), about | {"size": size}
-    with storage.locked(out.parent, wait=True):
+    paths, note = _files(out)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    about = about | {"size": size}
+    with storage.locked(note.parent, wait=True):
         known = storage.read_json(note) if note.exists() else {"done": 0, "about": about}
         if known["about"] != about:
             changed = next(key for key in sorted(about) if known["about"].get(key) != about[key])
@@ -193,7 +194,7 @@ def _fill(source, arrays, done, size, note):
 
 def read_about(out):
     """What a set was made from and how; raises UserError if there is none."""
-    note = Path(out).with_name(f"{Path(out).name}.json")
+    _, note = _files(out)
     if not note.exists():
         raise experiment.UserError(f"no counterfactual set at {out}; cgn.generate makes one")
     return storage.read_json(note)["about"]
@@ -202,8 +203,7 @@ def read_about(out):
 def read_set(out):
     """(images, labels) of a finished set as memory-mapped arrays; raises UserError if it is not there, or torn."""
     try:
-        return tuple(numpy.load(Path(out).with_name(f"{Path(out).name}_{kind}.npy"), mmap_mode="r")
-                     for kind in ("images", "labels"))  # fmt: skip
+        return tuple(numpy.load(path, mmap_mode="r") for path in _files(out)[0])
     except (OSError, ValueError) as error:
         raise experiment.UserError(f"no counterfactual set at {out}: {error}; cgn.generate makes one") from None
 

@@ -35,8 +35,7 @@ def reader(reads, variant, textures, context, runs=Path("runs")):
     shapes = variant.shapes("train")
 
     def draw(n, stream):
-        index = torch.randint(len(shapes), (n,), generator=stream).to(variant.device)
-        return _example(variant, variant.scenes(shapes[index], stream, spurious=False), reads)
+        return _example(variant, variant.batch(shapes, n, stream, spurious=False), reads)
 
     with experiment.seeded(SEED, f"reader/{reads}"):
         net = classifiers.build("reader", channels=channels)

@@ -36,7 +36,7 @@ MIXED = ("digit in another class's colour", "blue zeros among zeros")
 
 
 def shown(values, digits=3, scale=1):
-    """Mean and half width; n beside it where it is not that of all seeds."""
+    """Mean and half width of a collection; n beside it where it is not that of all seeds."""
     if not values:
         return "–"
     mean = tables.mean_of(scale * value for value in values)
@@ -54,14 +54,9 @@ def cell(records, arm, split, variant, textures):
     return list({row["seed"]: row["value"] for row in rows}.values())
 
 
-def generator_of(options):
-    """The run folder, without runs/, of the CGN that a classifier learned from; "checkpoint" for another file."""
-    return options.get("generator")
-
-
 def own_run(options):
     """Whether a classifier learned from the variant's own CGN, if from any, and not from one trained to be compared."""
-    generator = generator_of(options)
+    generator = options.get("generator")
     return options["model"] == "reader" and (not generator or generator.startswith("cgn_" + options["variant"]))
 
 
@@ -107,7 +102,7 @@ def labels_table(records, variant, textures=None):
     lines = []
     for mechanism in dict.fromkeys(row["arm"] for row in rows):
         found = [tables.values(rows, arm=mechanism, reader=reader, metric="changed") for reader in readers]
-        lines.append([mechanism, *(percent(list(values.values())) for values in found)])
+        lines.append([mechanism, *(percent(values.values()) for values in found)])
     return tables.markdown(["label moved", *(f"{reader}'s reader changes, %" for reader in readers)], lines)
 
 
@@ -120,16 +115,16 @@ def masks_table(records):
             trained = o["trained"]
             group = groups.setdefault((trained["variant"], trained["textures"], left_out(trained)), {})
             group.setdefault(row["metric"], {})[trained["seed"]] = row["value"]
-            group.setdefault("generators", set()).add(generator_of(o))
+            group.setdefault("generators", set()).add(o.get("generator"))
         elif row["experiment"] == "classify" and (row["arm"], row["split"]) == ("cgn", "test") and usual(o):
-            accuracy[generator_of(o)] = row["value"]
+            accuracy[o.get("generator")] = row["value"]
     lines = []
     for (variant, textures, what), found in sorted(groups.items(), key=str):
         if "good masks" in found:
             name = NAMES[variant] + (f" ({textures} textures)" if textures else "")
             read = [accuracy[generator] for generator in found["generators"] if generator in accuracy]
-            lines.append([name, what, shown(list(found["good masks"].values()), digits=1),
-                          percent(list(found["masks read rightly"].values())),
+            lines.append([name, what, shown(found["good masks"].values(), digits=1),
+                          percent(found["masks read rightly"].values()),
                           f"{tables.mean_of(found['mean mask'].values()).mean:.2f}", percent(read)])
     return tables.markdown(["variant", "trained with", "good masks of 10", "masks read rightly, %", "mean mask",
                             "test accuracy, shapes sampled, %"], lines)
@@ -154,7 +149,7 @@ def sizes_table(records):
         if row["experiment"] == "classify" and (row["arm"], row["split"]) == ("cgn", "test") and own_run(o) and (
                 o["variant"], o["steps"]) == (plan.LEFT_OUT_OF, classify.STEPS) and row["seed"] in plan.LEFT_OUT_SEEDS:
             groups.setdefault((o["size"], o["ratio"]), {})[row["seed"]] = row["value"]
-    lines = [[f"{size:,}", ratio, percent(list(found.values())), len(found)]
+    lines = [[f"{size:,}", ratio, percent(found.values()), len(found)]
              for (size, ratio), found in sorted(groups.items())]
     return tables.markdown(["images", "of each shape", "test accuracy, %", "seeds"], lines)
 
@@ -172,7 +167,7 @@ def explain_table(records):
         keys = [("test", metric) for metric in CAM]
         keys += [(split, NEIGHBOUR) for split in ("original", "test", "counterfactual")]
         cells = [found.get(key, {}) for key in keys]
-        lines.append([name, ARMS.get(tuple(arm.split("+")), arm), *(shown(list(values.values())) for values in cells)])
+        lines.append([name, ARMS.get(tuple(arm.split("+")), arm), *(shown(values.values()) for values in cells)])
     return tables.markdown(["variant", "trained on", "IoU", "IoU, both", "energy", "IoU, other digit's mask",
                             "IoU, both, other digit's mask", "t-SNE, original", "test", "counterfactual"], lines)
 

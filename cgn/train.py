@@ -116,9 +116,8 @@ def abduce(model, variant, shapes, seed, context):
     return (images, alphas, labels), float(overlap.mean())
 
 
-def texture_statistics(features, batch, device, seed):
-    """TextureStatistics of 2,000 real images or a few more."""
-    size = len(batch(experiment.generator(seed, "statistics/0"))[0])
+def texture_statistics(features, batch, size, device, seed):
+    """TextureStatistics of 2,000 real images or a few more, from batches of this size."""
     drawn = [batch(experiment.generator(seed, f"statistics/{k}")) for k in range(math.ceil(2000 / size))]
     images, labels = torch.cat([part[0] for part in drawn]), torch.cat([part[2] for part in drawn])
     return losses.TextureStatistics(losses.features(features, device), images, labels)
@@ -134,12 +133,14 @@ def make_game(options, variant, shapes, opacities, context):
     o, device = options, variant.device
     batch = make_batch(variant, shapes, o["batch"], opacities)
     more = {"initialisation": PUBLISHED[variant.name][2]} if o["model"] == "published_cgn" else {}
+    class_statistics = lambda: texture_statistics(
+        o["features"], batch, o["batch"], device, o["seed"]) if o["texture"] else None  # fmt: skip
     with experiment.seeded(o["seed"], "initialisation"):
         generator = mechanisms.build(o["model"], **settings_of(o["model"], variant.name), **more)
         generator = generator.to(device, memory_format=torch.channels_last)
         if opacities:
             weights = {name: o[name] for name in ("shape_adversary", "texture_adversary", "entropy", "texture")}
-            statistics = texture_statistics(o["features"], batch, device, o["seed"]) if o["texture"] else None
+            statistics = class_statistics()
             return games.PartsGame(generator, batch, statistics, weights, o["lr"], context, o["seed"])
         published = o["model"] == "published_cgn"
         adversary = (mechanisms.Discriminator if not published else mechanisms.ConvDiscriminator
@@ -152,7 +153,7 @@ def make_game(options, variant, shapes, opacities, context):
         statistics = lambda made, real, labels: losses.gram_distance(network, made, real, layers)
         weights["entropy"] = PUBLISHED[variant.name][0] if o["entropy"] is None else o["entropy"]
     else:
-        found = texture_statistics(o["features"], batch, device, o["seed"]) if o["texture"] else None
+        found = class_statistics()
         statistics = lambda made, real, labels: found.loss(made, labels)
     return games.ImageGame(generator, adversary.to(device, memory_format=torch.channels_last),
                            losses.least_squares if published else losses.logistic, batch, statistics, weights, o["lr"],
