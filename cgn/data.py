@@ -14,16 +14,15 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 import datasets
 import experiment
 import figures
 import storage
 from cgn.mechanisms import CLASSES, SIDE
+from textures import procedural_textures, read_textures
 
 # --- the sheet that this script draws ------------------------------------------------------------
 TEXTURES: Path | None = None  # folder of wildlife's textures; by default procedural stripes and veins
@@ -45,7 +44,7 @@ PALETTE = ((0, 100, 0), (0, 0, 139), (176, 48, 96), (255, 69, 0), (255, 255, 0),
            (222, 184, 135), (0, 255, 0), (0, 255, 255), (255, 0, 255), (100, 149, 237))  # fmt: skip
 SHIFT = 4
 DOUBLE_DEVIATION = 0.01  # published
-TEXTURE_SIDE, TEXTURE_PAD = 150, 3  # textures are resized to 150 pixels, mirrored by 3 and cropped (published)
+TEXTURE_PAD = 3  # textures are mirrored by 3 pixels and cropped (published)
 
 
 class Shapes(NamedTuple):
@@ -104,7 +103,7 @@ class Variant:
             raise experiment.UserError(f"--textures is for wildlife, {name} has none")
         self.name, self.device, self.folder, self.root = name, torch.device(device), textures, root
         if name == "wildlife":
-            pair = load_textures(textures) if textures is not None else procedural_textures()
+            pair = read_textures(textures) if textures is not None else procedural_textures()
             self.textures = [_windows(kind.to(device)) for kind in pair]
         self._shapes = {}
         self.palette = torch.tensor(COLORED if name == "colored" else PALETTE, device=device) / 255
@@ -212,89 +211,10 @@ class Variant:
         return (scenes.objects + SHIFT) % CLASSES != scenes.backgrounds
 
 
-# --- textures ------------------------------------------------------------------------------------
-
-
 def _windows(textures):
     """All 32 x 32 windows of mirrored textures (10, 3, H, W), as a view (10, 3, rows, columns, 32, 32)."""
     padded = F.pad(textures.float(), (TEXTURE_PAD,) * 4, mode="reflect").to(torch.uint8)
     return padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)
-
-
-def load_textures(folder):
-    """(objects, backgrounds), each (10, 3, 150, 150), uint8, from folder/object and folder/background.
-
-    Raises UserError, naming what is missing, unless each has one readable image for every class.
-    """
-    return tuple(_read_textures(Path(folder) / kind) for kind in ("object", "background"))
-
-
-def _read_textures(folder):
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    numbered = {path.name.split("_")[0] for path in files}
-    missing = [str(number) for number in range(CLASSES) if str(number) not in numbered]
-    named = 0 < len(missing) < CLASSES  # otherwise the order of the names says which class they are of
-    if len(files) != CLASSES or named:
-        raise experiment.UserError(f"{folder} should have ten textures, one for each class, and has {len(files)}"
-                                   + (f"; none begins with {', '.join(missing)}" if named else ""))
-    images = []
-    for path in files:
-        try:
-            with Image.open(path) as picture:
-                small = picture.convert("RGB").resize((TEXTURE_SIDE,) * 2, Image.Resampling.NEAREST)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise experiment.UserError(f"{path} cannot be read as an image: {error}") from None
-        images.append(torch.from_numpy(numpy.array(small)).permute(2, 0, 1))
-    return torch.stack(images)
-
-
-def procedural_textures():
-    """(stripes for objects, veins for backgrounds), each (10, 3, 150, 150), uint8: one of each for every class.
-
-    Always the same ones. Stripes differ in direction, width and their two colours; veins are the edges between the
-    cells of random points, on leaf-like grounds. Hues of the two kinds overlap, as those of photographs do.
-    """
-    return tuple(torch.stack([make(number) for number in range(CLASSES)]) for make in (_stripes, _veins))
-
-
-def _grid():
-    return torch.meshgrid(torch.arange(TEXTURE_SIDE) * 1.0, torch.arange(TEXTURE_SIDE) * 1.0, indexing="ij")
-
-
-def _colours(stream, n):
-    """n random colours (n, 3, 1, 1) in [0, 1]; the second of two is far from the first in brightness."""
-    colours = torch.rand(n, 3, 1, 1, generator=stream)
-    colours[1:] = torch.where(colours[:1].mean() > 0.5, colours[1:] * 0.4, 0.6 + colours[1:] * 0.4)
-    return colours
-
-
-def _finish(image, stream):
-    grain = 0.04 * torch.randn(1, TEXTURE_SIDE, TEXTURE_SIDE, generator=stream)
-    return ((image + grain).clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _stripes(number):
-    stream = experiment.generator(number, "stripes")
-    one, two = _colours(stream, 2)
-    y, x = _grid()
-    angle = torch.pi * (number + float(torch.rand((), generator=stream))) / CLASSES
-    period = 6 + 10 * float(torch.rand((), generator=stream))
-    bend = torch.sin(2 * torch.pi * (x - y) / (60 + 40 * float(torch.rand((), generator=stream))))
-    wave = torch.sin(2 * torch.pi * (x * numpy.cos(angle) + y * numpy.sin(angle)) / period + bend)
-    return _finish(torch.lerp(one, two, torch.sigmoid(6 * wave)), stream)
-
-
-def _veins(number):
-    stream = experiment.generator(number, "veins")
-    ground, vein = _colours(stream, 2)
-    y, x = _grid()
-    points = torch.rand(20 + 4 * number, 2, generator=stream) * (TEXTURE_SIDE + 40) - 20
-    places = torch.stack([y, x], -1).view(-1, 2)
-    near = torch.cdist(places, points).topk(2, largest=False).values.view(TEXTURE_SIDE, TEXTURE_SIDE, 2)
-    width = 1.5 + 1.5 * float(torch.rand((), generator=stream))
-    line = torch.exp(-((near[..., 1] - near[..., 0]) / width).square())
-    shade = 0.15 * torch.sin(x / 17 + number) * torch.sin(y / 23)
-    return _finish(torch.lerp(ground + shade, vein, line), stream)
 
 
 def main(textures, seed, results):

@@ -8,6 +8,7 @@ from conftest import PUBLISHED
 from PIL import Image
 
 import experiment
+import textures
 from cgn import data
 
 
@@ -124,8 +125,8 @@ def test_a_wildlife_image_is_cut_out_of_its_textures(variants):
 
 
 def test_procedural_textures_are_always_the_same_twenty():
-    objects, backgrounds = data.procedural_textures()
-    again = data.procedural_textures()
+    objects, backgrounds = textures.procedural_textures()
+    again = textures.procedural_textures()
     assert torch.equal(objects, again[0])
     assert torch.equal(backgrounds, again[1])
     both = torch.cat([objects, backgrounds]).float().flatten(1)
@@ -141,7 +142,7 @@ def folder_of_textures(path, n=10):
 
 
 def test_textures_of_your_own_are_taken_in_the_order_of_their_names(tmp_path):
-    objects, _ = data.load_textures(folder_of_textures(tmp_path))
+    objects, _ = textures.read_textures(folder_of_textures(tmp_path))
     assert objects.shape == (10, 3, 150, 150)
     assert objects[:, 0, 0, 0].tolist() == [20 * number for number in range(10)]
 
@@ -155,13 +156,13 @@ def test_what_is_wrong_with_textures_is_said(tmp_path, call):
     assert "none begins with 7" in error
     shutil.copy(tmp_path / "object/0_plain.png", tmp_path / "object/0_twice.png")
     with pytest.raises(experiment.UserError, match="none begins with 7"):  # ten files, but not of ten classes
-        data.load_textures(tmp_path)
+        textures.read_textures(tmp_path)
     (tmp_path / "object/0_twice.png").unlink()
     (tmp_path / "object/7_plain.png").write_text("no picture")
     with pytest.raises(experiment.UserError, match=r"7_plain\.png cannot be read"):
-        data.load_textures(tmp_path)
+        textures.read_textures(tmp_path)
     with pytest.raises(experiment.UserError, match="has 0"):
-        data.load_textures(tmp_path / "nowhere")
+        textures.read_textures(tmp_path / "nowhere")
     with pytest.raises(experiment.UserError, match="colored has none"):
         data.Variant("colored", textures=tmp_path)
     with pytest.raises(experiment.UserError, match="there are colored, double_colored, wildlife"):
