@@ -1,0 +1,131 @@
+"""What a trained classifier of part 6 is worth: accuracy by split and group, calibration, focus, what it takes for new.
+
+`measure` writes records; `append_row` the table of the original, which pandas reads with delimiter="\\t".
+"""
+
+import csv
+import io
+from pathlib import Path
+
+import torch
+
+import experiment
+import storage
+from robust_training import losses, saliency
+from robust_training import measure as metrics
+
+BATCH = 250  # images at once
+FOCUSED = 200  # images of which saliency maps are measured
+BASELINES = 20  # random images that DeepLIFT is taken against (published)
+MISSING = -999  # of a value in the table (published)
+PAIRS = (("original", "flip"), ("orig", "flip"))  # splits that together hold every group
+
+
+@torch.no_grad()
+def read(model, source, device):
+    """(logits (N, outputs), labels (N,), places (N,)) of a source, on the CPU; in float32, in evaluation mode."""
+    was = model.training
+    model.eval()
+    found = [(model(batch.images.to(device)).float().cpu(), batch.labels.cpu(), batch.places.cpu())
+             for batch in source.batches(BATCH)]  # fmt: skip
+    model.train(was)
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
+def validation(logits, labels, classes):
+    """What checkpoint rules may look at: val_acc1, val_auc, val_loss."""
+    logits = logits[:, :classes]
+    if not logits.isfinite().all():
+        raise experiment.UserError("the network gives logits that are not finite; the last good epoch is kept")
+    return {"val_acc1": float((logits.argmax(1) == labels).float().mean()),
+            "val_auc": metrics.auc(logits, labels).value, "val_loss": metrics.cross_entropy(logits, labels)}
+
+
+def measure(model, splits, classes, best, records, device):
+    """{split: {metric: (value, n)}} of every split but train, also as records."""
+    seed, train = best["options"]["seed"], splits["train"]
+    weights = None
+    if (train.places >= 0).all():
+        count = torch.bincount(losses.groups_of(train.labels, train.places).cpu(), minlength=2 * classes)
+        weights = count.double() / len(train)
+    found, read_before = {}, {}
+    for split, source in splits.items():
+        if split != "train":
+            read_before[split] = logits, labels, places = read(model, source, device)
+            found[split] = summary(logits, labels, places, weights, classes)
+    for pair in PAIRS:
+        if set(pair) <= set(found):
+            parts = (torch.cat(part) for part in zip(*(read_before[split] for split in pair), strict=True))
+            found["+".join(pair)] = summary(*parts, weights, classes)
+    if {"mixed_same", "mixed_rand"} <= set(found):
+        same, rand = (found[split]["accuracy"] for split in ("mixed_same", "mixed_rand"))
+        found["bg_gap"] = {"bg_gap": (metrics.bg_gap(same[0], rand[0]), rand[1])}
+    found |= new_to_it(read_before, classes)
+    found |= looks(model, splits, classes, seed, device)
+    for split, values in found.items():
+        for metric, (value, n) in values.items():
+            records.add(records.common["options"]["inpaint"], split, metric, value, n, seed)
+    records.save()
+    return found
+
+
+def summary(logits, labels, places, weights, classes):
+    """Metrics of a split; without groups where no place is known."""
+    known = weights is not None and bool((places >= 0).all())
+    groups = losses.groups_of(labels, places) if known else None
+    return metrics.summary(logits, labels, groups, weights if known else None, classes)
+
+
+def new_to_it(read_before, classes):
+    """Whether backgrounds without a foreground are told from images (out-of-distribution detection)."""
+    name = next((name for name in ("original", "orig") if name in read_before), None)
+    if name is None or "only_background" not in read_before:
+        return {}
+    scores = [metrics.anomaly_score(read_before[split][0], classes) for split in (name, "only_background")]
+    found = metrics.detection(*scores)
+    n = found.pop("n_in") + found.pop("n_out")
+    return {f"only_background against {name}": {metric: (value, n) for metric, value in found.items()}}
+
+
+def looks(model, splits, classes, seed, device):
+    """Focus of the squared input gradient and of DeepLIFT, both of the true class, on the masks of the originals."""
+    name = next((name for name in ("original", "orig", "val") if name in splits), None)
+    batch = next(iter(splits[name].batches(FOCUSED))).to(device)
+    baselines = next(iter(splits["train"].batches(BASELINES, "baselines"))).to(device).images
+    if not batch.known.any():
+        return {}
+    maps = {"grad_y": saliency.maps("grad_y", model, batch.images, batch.labels).detach()}
+    if getattr(model, "relus_used_once", True):
+        maps["deeplift"] = saliency.deeplift_shap(model, batch.images, batch.labels, baselines)
+    found = {}
+    for kind, heat in maps.items():
+        values = metrics.focus(heat.square().sum(1), batch.masks)
+        undefined = values.pop("undefined")
+        found[f"{name}, {kind}"] = {metric: metrics.mean_defined(value) for metric, value in values.items()} | {
+            "undefined": (undefined, len(heat))}  # fmt: skip
+    return found
+
+
+# --- the table of the original --------------------------------------------------------------------
+
+
+def append_row(path, name, found, options):
+    """Add a run to a tab-separated table: name, every metric of every split, every option; or replace its row."""
+    row = {"name": name}
+    for split, values in found.items():
+        row |= {f"{split}_{metric}".replace(" ", "_"): MISSING if value is None else value
+                for metric, (value, _) in values.items()}  # fmt: skip
+    row |= {key: MISSING if value is None else value for key, value in storage.plain_options(options).items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage.locked(path.parent, wait=True):
+        rows = []
+        if path.exists():
+            rows = [old for old in csv.DictReader(io.StringIO(path.read_text()), delimiter="\t") if old["name"] != name]
+        rows.append(row)
+        columns = list(dict.fromkeys(key for one in rows for key in one))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval=MISSING, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        storage.write_atomically(path, text.getvalue())

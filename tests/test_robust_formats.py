@@ -1,0 +1,570 @@
+"""IN-9, Waterbirds and CCT from tiny trees in their published formats: parsed, transformed together, fetched."""
+
+import csv
+import io
+import json
+import tarfile
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from experiment import UserError
+from robust_training import fetch, formats, photos
+from robust_training.formats import Sample
+from robust_training.photos import Photos
+
+GREEN, GREY, BLUE = (0, 255, 0), (120, 90, 90), (0, 0, 255)
+BOX = (0, 16, 24, 32)  # left, top, right, bottom of the foreground; it touches the left edge
+
+
+def paint(path, size=(64, 48), box=BOX, colour=GREEN, ground=GREY):
+    """A picture with one rectangle; blocks of 8 x 8 and quality 100 keep it exact in a JPEG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", size, ground)
+    if box:
+        picture.paste(colour, box)
+    picture.save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=100, subsampling=0)
+    return path
+
+
+def inside(size=(64, 48), box=BOX):
+    """(1, height, width): the rectangle as a mask."""
+    mask = torch.zeros(1, size[1], size[0], dtype=torch.bool)
+    mask[:, box[1]:box[3], box[0]:box[2]] = True
+    return mask
+
+
+# --- IN-9 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in9(tmp_path):
+    """One image of every class in every split; birds have no outline in training."""
+    base = tmp_path / "bg_challenge"
+    for k, title in enumerate(formats.IN9):
+        part, name = f"{k:02d}_{title}", f"n0{k}_7"
+        for folder in ("train/original/train", "train/original/val", "train/in9l/train", "train/in9l/val",
+                       "test/original/val"):  # fmt: skip
+            paint(base / folder / part / f"{name}.JPEG")
+        for folder in ("mixed_same", "mixed_rand", "mixed_next"):
+            paint(base / "test" / folder / "val" / part / f"fg_{name}_bg_n09_9.JPEG")
+        (base / "train/no_fg/train" / part).mkdir(parents=True)
+        if k != 1:
+            paint(base / "train/no_fg/train" / part / f"{name}.JPEG", colour=(0, 0, 0))
+        (base / "test/fg_mask/val" / part).mkdir(parents=True)
+        numpy.save(base / "test/fg_mask/val" / part / f"{name}.npy", inside()[0].numpy())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("split", "kind"), [
+    ("train", "pair"), ("val", "none"), ("original", "npy"), ("mixed_same", "npy"), ("mixed_rand", "npy"),
+    ("mixed_next", "npy")])  # fmt: skip
+@pytest.mark.parametrize("name", ["in9", "in9l"])
+def test_in9(in9, name, split, kind):
+    samples = formats.read(name, split, in9)
+    assert [sample.label for sample in samples] == list(range(9))
+    assert {sample.place for sample in samples} == {-1}
+    assert [sample.kind for sample in samples] == [kind, "none" if split == "train" else kind, *[kind] * 7]
+    assert samples[2].name.startswith("02_wheeled vehicle/")
+    variant = "in9l" if name == "in9l" else "original"
+    folder = f"train/{variant}/{split}" if split in ("train", "val") else f"test/{split}/val"
+    assert samples[0].path.parent == in9 / "bg_challenge" / folder / "00_dog"
+    if kind != "none":
+        assert torch.equal(photos.read_outline(samples[0], photos.read_image(samples[0].path)), inside())
+
+
+def test_black_of_the_image_itself_is_no_foreground(tmp_path):
+    """A pixel that is 0 in both images of the pair was black before."""
+    image = paint(tmp_path / "a.png", box=(0, 0, 64, 8), colour=(0, 0, 0))
+    without = Image.open(image)
+    without.paste((0, 0, 0), BOX)
+    without.save(tmp_path / "b.png")
+    sample = Sample(image, 0, -1, (), tmp_path / "b.png", "pair", "a")
+    assert torch.equal(photos.read_outline(sample, photos.read_image(image)), inside())
+
+
+def boxes_file(root, *rows):
+    (root / "imagenet").mkdir(exist_ok=True)
+    (root / "imagenet/LOC_train_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]) + "\n")
+
+
+def test_in9_with_imagenets_boxes(in9):
+    """Boxes of another class than the image's own are left out; what runs over the border is cut there."""
+    boxes_file(in9, "n00_7,n05 0 0 9 9 n00 0 12 32 24 n00 48 0 80 24 ", "n88_1,nonsense")
+    samples = formats.read("in9", "train", in9, imagenet_boxes=True)
+    assert samples[0].boxes == ((0, 0.25, 0.5, 0.5), (0.75, 0, 1, 0.5))
+    assert [sample.kind for sample in samples] == ["boxes", *["none"] * 8]
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ("n00_7,n00 70 0 90 9", r"LOC_train_solution.csv, line 2: the box \(70, 0, 90, 9\) is empty or outside its image"),
+    ("n00_7,n00 5 5 5 9", "line 2: the box .* is empty"),
+    ("n00_7,n00 5 nan 9 9", "line 2: the box .* is empty"),
+    ("n00_7,n00 5 5 9", "line 2: the boxes should be groups of a class and four numbers"),
+    ("n00_7", "line 2: there is nothing in column PredictionString")])  # fmt: skip
+def test_in9_with_wrong_boxes(in9, row, message):
+    boxes_file(in9, row)
+    with pytest.raises(UserError, match=message):
+        formats.read("in9", "train", in9, imagenet_boxes=True)
+
+
+def test_what_is_missing_of_in9_is_named(in9):
+    with pytest.raises(UserError, match=r"fg_mask/val is missing: fetch it .*--set in9\) or put a copy there by hand"):
+        formats.read("in9", "mixed_rand", in9 / "elsewhere")
+    with pytest.raises(UserError, match=r"LOC_train_solution.csv is missing: put it there by hand"):
+        formats.read("in9", "train", in9, imagenet_boxes=True)
+    folder = in9 / "bg_challenge/train/original/train/06_musical instrument"
+    folder.rename(in9 / "away")
+    with pytest.raises(UserError, match="06_musical instrument is missing"):
+        formats.read("in9", "train", in9)
+
+
+def test_a_mask_of_another_size_or_kind_is_refused(in9):
+    masks = in9 / "bg_challenge/test/fg_mask/val/00_dog"
+    numpy.save(masks / "n00_7.npy", numpy.ones((40, 64)))
+    sample = formats.read("in9", "original", in9)[0]
+    image = photos.read_image(sample.path)
+    with pytest.raises(UserError, match=r"n00_7.npy is of 64 x 40 pixels and its image .*n00_7.JPEG of 64 x 48"):
+        photos.read_outline(sample, image)
+    numpy.save(masks / "n00_7.npy", numpy.ones((48, 64, 3)))
+    with pytest.raises(UserError, match=r"n00_7.npy should be an array of rows and columns"):
+        photos.read_outline(sample, image)
+    numpy.save(masks / "n00_7.npy", numpy.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"n00_7.npy is not a mask that can be read"):
+        photos.read_outline(sample, image)
+    paint(in9 / "bg_challenge/train/no_fg/train/00_dog/n00_7.JPEG", (32, 48))
+    with pytest.raises(UserError, match=r"n00_7.JPEG is of 32 x 48 pixels"):
+        photos.read_outline(formats.read("in9", "train", in9)[0], image)
+
+
+# --- Waterbirds -----------------------------------------------------------------------------------
+
+COLUMNS = ["img_id", "img_filename", "y", "split", "place", "place_filename"]
+BIRDS = [(0, 0, 0), (1, 0, 1), (1, 1, 0), (0, 2, 0), (0, 2, 1), (1, 2, 0), (1, 2, 1)]  # y, split, place
+
+
+def metadata(folder, rows, columns=COLUMNS):
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+@pytest.fixture
+def birds(tmp_path):
+    folder, rows = tmp_path / "waterbird_complete95_forest2water2", []
+    for k, (y, split, place) in enumerate(BIRDS):
+        paint(folder / f"001.Black/Bird_{k}.jpg")
+        paint(folder / f"segmentations/001.Black/Bird_{k}.png", colour=(51, 51, 51), ground=(0, 0, 0))
+        rows.append([k, f"001.Black/Bird_{k}.jpg", y, split, place, "/o/ocean/1.jpg"])
+    metadata(folder, rows)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("split", "rows"), [
+    ("train", [0, 1]), ("val", [2]), ("test", [3, 4, 5, 6]), ("orig", [3, 6]), ("flip", [4, 5])])  # fmt: skip
+def test_waterbirds(birds, split, rows):
+    samples = formats.read("wb", split, birds)
+    assert [sample.name for sample in samples] == [f"001.Black/Bird_{k}" for k in rows]
+    assert [(sample.label, sample.place) for sample in samples] == [BIRDS[k][::2] for k in rows]
+    assert torch.equal(photos.read_outline(samples[0], photos.read_image(samples[0].path)), inside())
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ([0, "001.Black/Bird_0.jpg", 0, 3, 0, ""], r"metadata.csv, line 2: split should be one of 0, 1, 2, not '3'"),
+    ([0, "001.Black/Bird_0.jpg", 2, 0, 0, ""], "line 2: y should be one of 0, 1, not '2'"),
+    ([0, "001.Black/Bird_0.jpg", 0, 0, "", ""], "line 2: place should be one of 0, 1, not ''"),
+    ([0, "001.Black/Bird_0.jpg", 0], "line 2: there is nothing in column split"),
+    ([0, "001.Black/Bird_99.jpg", 0, 0, 0, ""], r"line 2: .*Bird_99.jpg is missing"),
+    ([0, "", 0, 0, 0, ""], r"line 2: .*forest2water2 is missing")])  # fmt: skip
+def test_waterbirds_with_a_wrong_row(birds, row, message):
+    metadata(birds / "waterbird_complete95_forest2water2", [row])
+    with pytest.raises(UserError, match=message):
+        formats.read("wb", "train", birds)
+
+
+def test_waterbirds_with_wrong_files(birds):
+    folder = birds / "waterbird_complete95_forest2water2"
+    (folder / "segmentations/001.Black/Bird_1.png").unlink()
+    with pytest.raises(UserError, match=r"line 3: .*Bird_1.png is missing"):
+        formats.read("wb", "train", birds)
+    metadata(folder, [[0, "a.jpg"]], ["img_id", "img_filename"])
+    with pytest.raises(UserError, match=r"metadata.csv has no column y, split, place"):
+        formats.read("wb", "train", birds)
+    (folder / "metadata.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"metadata.csv is not a CSV file that can be read"):
+        formats.read("wb", "train", birds)
+    metadata(folder, [], COLUMNS)
+    with pytest.raises(UserError, match=r"wb train has no images"):
+        formats.read("wb", "train", birds)
+    (folder / "segmentations").rename(birds / "away")
+    with pytest.raises(UserError, match=r"segmentations is missing: fetch it"):
+        formats.read("wb", "train", birds)
+
+
+# --- CCT ------------------------------------------------------------------------------------------
+
+
+def trap(root, annotations, images="abcdef", split="train", present=None):
+    """A CCT tree: originals of 2048 x 1536, of which copies of 1024 x 747 lie on disk."""
+    for folder in ("eccv_18_annotation_files", "eccv_18_all_images_sm"):
+        (root / folder).mkdir(exist_ok=True)
+    content = {"images": [{"id": name, "file_name": f"{name}.jpg", "width": 2048, "height": 1536, "location": 3}
+                          for name in images],
+               "annotations": [{"id": str(k), "image_id": name, "category_id": category}
+                               | ({} if box is None else {"bbox": box})
+                               for k, (name, category, box) in enumerate(annotations)],
+               "categories": [{"id": 1, "name": "opossum"}, {"id": 30, "name": "empty"}]}  # fmt: skip
+    (root / f"eccv_18_annotation_files/{split}_annotations.json").write_text(json.dumps(content))
+    for name in images if present is None else present:
+        Image.new("RGB", (1024, 747)).save(root / f"eccv_18_all_images_sm/{name}.jpg")
+    return root
+
+
+def test_cct(tmp_path):
+    """Several boxes, none, one at the edge, two categories, an empty image, one without a row."""
+    trap(tmp_path, [
+        ("a", 99, [0, 0, 1024, 768]), ("a", 99, [1024, 768, 512, 384]), ("b", 1, None), ("c", 33, [1024, 0, 2000, 384]),
+        ("d", 1, [0, 0, 9, 9]), ("d", 9, [0, 0, 9, 9]), ("e", 30, None)])  # fmt: skip
+    samples = formats.read("cct", "train", tmp_path)
+    assert [(sample.name, sample.label, sample.kind) for sample in samples] == [
+        ("a", 14, "boxes"), ("b", 0, "none"), ("c", 11, "boxes")]  # fmt: skip
+    assert samples.left_out == 1
+    assert [sample.boxes for sample in samples] == [
+        ((0, 0, 0.5, 0.5), (0.5, 0.5, 0.75, 0.75)), (), ((0.5, 0, 1, 0.25),)]  # fmt: skip
+    assert formats.CLASSES["cct"][14] == "rodent"
+
+
+def test_cct_does_not_trust_half_the_boxes(tmp_path):
+    samples = formats.read("cct", "train", trap(tmp_path, [("a", 1, [0, 0, 9, 9]), ("a", 1, None)]))
+    assert [(sample.boxes, sample.kind) for sample in samples] == [((), "none")]
+
+
+def test_cct_validates_on_places_it_has_seen(tmp_path):
+    trap(tmp_path, [("a", 3, None)], split="cis_val")
+    assert formats.read("cct", "val", tmp_path)[0].label == 1
+    with pytest.raises(UserError, match=r"trans_test_annotations.json is missing: fetch it .*--set cct"):
+        formats.read("cct", "trans_test", tmp_path)
+
+
+def test_boxes_of_a_rescaled_image_fit_it(tmp_path):
+    """A box of the 2048 x 1536 original fits the 1024 x 747 copy, at the left edge as well (a published bug)."""
+    boxes = [("a", 1, [0, 768, 512, 768]), ("a", 1, [1024, 0, 1024, 384])]
+    batch = next(Photos(formats.read("cct", "train", trap(tmp_path, boxes, "a")), size=32).batches(1))
+    expected = inside((32, 32), (0, 16, 8, 32)) | inside((32, 32), (16, 0, 32, 8))
+    assert torch.equal(batch.masks[0], expected)
+    assert torch.equal(batch.rectangles[0], expected)  # each box, not one rectangle around both
+    assert batch.known.tolist() == [True]
+
+
+@pytest.mark.parametrize(("annotation", "message"), [
+    (("z", 1, None), r"train_annotations.json, annotation 1: its image 'z' is not among the images"),
+    ((["a"], 1, None), r"annotation 1: its image \['a'\] is not among the images"),
+    (("a", 1, None), r"image 'a' is annotated, but .*a.jpg is missing"),
+    (("a", 2, None), "annotation 1: category 2 is none of CCT-20's 1, 3, 5"),
+    (("a", 1, [5, 5, 0, 9]), r"annotation 1: the box \(5, 5, 5, 14\) is empty or outside its image of 2048 x 1536"),
+    (("a", 1, [2048, 5, 9, 9]), "annotation 1: the box .* is empty or outside"),
+    (("a", 1, [-20, 5, 9, 9]), "annotation 1: the box .* is empty or outside"),
+    (("a", 1, [5, 5, float("nan"), 9]), "annotation 1: the box .* is empty or outside"),
+    (("a", 1, [5, 5, 9]), r"annotation 1: bbox should be four numbers, not \[5, 5, 9\]")])  # fmt: skip
+def test_cct_with_a_wrong_annotation(tmp_path, annotation, message):
+    with pytest.raises(UserError, match=message):
+        formats.read("cct", "train", trap(tmp_path, [annotation], "ab", present="b"))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"images": [', r"train_annotations.json is broken JSON"), ("[1]", "there is no images, annotations"),
+    ('{"images": 3, "annotations": []}', "should be lists"),
+    ('{"images": [{"id": "a", "width": 9}], "annotations": []}', "image 1: there is no height"),
+    ('{"images": [{"id": "a", "width": 9, "height": 0}], "annotations": []}', "image 1: .* numbers above 0"),
+    ('{"images": [], "annotations": [{"image_id": "a"}]}', "annotation 1: there is no category_id")])  # fmt: skip
+def test_cct_with_a_wrong_file(tmp_path, text, message):
+    trap(tmp_path, [])
+    (tmp_path / "eccv_18_annotation_files/train_annotations.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        formats.read("cct", "train", tmp_path)
+
+
+def test_unknown_sets_and_splits_are_named():
+    with pytest.raises(UserError, match="no set is called 'in8'; there are in9, in9l, wb, cct"):
+        formats.read("in8", "train")
+    with pytest.raises(UserError, match="no split of wb is called 'cis_test'; there are train, val"):
+        formats.read("wb", "cis_test")
+
+
+# --- transforming and loading ---------------------------------------------------------------------
+
+
+def scenes(folder, n=6, size=(32, 32), boxed=False):
+    """Noisy pictures, each with a green rectangle somewhere that a mask or a box tells; names are their numbers."""
+    samples, stream = [], numpy.random.default_rng(0)
+    for k in range(n):
+        left, top = (int(stream.integers(0, side - 8)) for side in size)
+        pixels = stream.integers(0, 200, (size[1], size[0], 3), dtype=numpy.uint8)
+        picture, outline = Image.fromarray(pixels), Image.new("L", size)
+        picture.paste(GREEN, (left, top, left + 8, top + 6))
+        outline.paste(255, (left, top, left + 8, top + 6))
+        picture.save(folder / f"{k}.png")
+        outline.save(folder / f"{k}_mask.png")
+        width, height = size
+        box = (left / width, top / height, (left + 8) / width, (top + 6) / height)
+        samples.append(Sample(folder / f"{k}.png", k % 3, k % 2, (box,) if boxed else (),
+                              None if boxed else folder / f"{k}_mask.png", "boxes" if boxed else "png", str(k)))
+    return samples
+
+
+def green(images):
+    return ((images[:, 1:2] == 1) & (images[:, :1] == -1) & (images[:, 2:] == -1))
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize(("resize", "size"), [("squash", (32, 32)), ("short", (48, 28)), ("short", (28, 40))])
+def test_image_and_foreground_stay_aligned(tmp_path, resize, size, boxed):
+    """The mask is the green pixels, whatever crop and mirror were drawn; some always stay."""
+    source = Photos(scenes(tmp_path, size=size, boxed=boxed), size=28, resize=resize, train=True)
+    for epoch in range(4):
+        for batch in source.batches(4, epoch):
+            assert batch.images.shape[1:] == (3, 28, 28)
+            assert torch.equal(batch.masks, green(batch.images))
+            assert torch.equal(batch.rectangles, batch.masks)
+            assert batch.known.all()
+
+
+def test_images_are_mirrored_and_moved(tmp_path):
+    """Over many passes both orientations and many places are drawn."""
+    source = Photos(scenes(tmp_path, n=1), size=28, train=True)
+    plain = photos.read_image(tmp_path / "0.png").float() / 127.5 - 1
+    crops = {(top, left): plain[:, top:top + 28, left:left + 28] for top in range(5) for left in range(5)}
+    crops = {(*at, flip): crop.flip(2) if flip else crop for at, crop in crops.items() for flip in (0, 1)}
+    drawn = {next(key for key, crop in crops.items() if torch.allclose(crop, source.example(0, epoch)[0]))
+             for epoch in range(40)}
+    assert {flip for _, _, flip in drawn} == {0, 1}
+    assert len(drawn) > 15
+
+
+def test_evaluation_squashes_in_order(tmp_path):
+    source = Photos(scenes(tmp_path, size=(64, 32)), size=16, train=True)
+    batches = list(source.batches(4))
+    assert [len(batch) for batch in batches] == [4, 2]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == source.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert torch.cat([batch.places for batch in batches]).tolist() == source.places.tolist() == [0, 1, 0, 1, 0, 1]
+    assert batches[0].images.shape == (4, 3, 16, 16)
+    assert batches[0].infills is None
+    assert torch.equal(batches[0].images, next(source.batches(4)).images)
+    assert -1 <= batches[0].images.min() < -0.5
+    assert 0.5 < batches[0].images.max() <= 1
+
+
+def test_what_is_drawn_does_not_depend_on_workers_or_batches(tmp_path):
+    samples, state = scenes(tmp_path), torch.get_rng_state()
+    passes = [list(Photos(samples, size=28, train=True, workers=workers).batches(size, stream))
+              for workers, size, stream in [(0, 2, 1), (2, 2, 1), (0, 6, 1), (0, 6, 2)]]
+    one, two, large, other = (torch.cat([batch.images for batch in part]) for part in passes)
+    assert torch.equal(one, two)
+    assert torch.equal(one, large)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing else is moved
+    assert sorted(torch.cat([batch.labels for batch in passes[0]]).tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_crop_keeps_some_of_a_tiny_foreground():
+    """One pixel of 100 x 100 is in few of the crops of 5 x 5: it is in every one that is chosen."""
+    for seed, (row, column) in enumerate([(0, 0), (99, 99), (0, 99), (50, 3), (97, 50)] * 4):
+        mask = torch.zeros(1, 100, 100, dtype=torch.bool)
+        mask[:, row, column] = True
+        top, left = photos.window(mask, 5, torch.Generator().manual_seed(seed))
+        assert mask[:, top:top + 5, left:left + 5].sum() == 1
+        assert min(top, left) >= 0
+        assert max(top, left) <= 95
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_foreground_that_shrinks_to_nothing_is_not_known(tmp_path, boxed):
+    paint(tmp_path / "a.png", (64, 64))
+    paint(tmp_path / "mask.png", (64, 64), (3, 3, 4, 4), (255,) * 3, (0, 0, 0))
+    sample = Sample(tmp_path / "a.png", 0, -1, ((0.05, 0.05, 0.06, 0.06),) if boxed else (),
+                    None if boxed else tmp_path / "mask.png", "boxes" if boxed else "png", "a")
+    batch = next(Photos([sample], size=8).batches(1))
+    assert batch.known.tolist() == [False]
+    assert not batch.rectangles.any()
+
+
+def test_masks_as_rectangles_or_not_at_all(tmp_path):
+    samples = scenes(tmp_path, n=1)
+    outline = Image.new("L", (32, 32))
+    outline.putpixel((2, 4), 1)
+    outline.putpixel((9, 7), 1)
+    outline.save(tmp_path / "0_mask.png")
+    outlined, boxed, none = (next(Photos(samples, size=32, masks=masks).batches(1)) for masks in photos.MASKS)
+    assert outlined.masks.sum() == 2
+    assert torch.equal(outlined.rectangles[0], inside((32, 32), (2, 4, 10, 8)))
+    assert torch.equal(boxed.masks, outlined.rectangles)
+    assert none.known.tolist() == [False]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG"])
+@pytest.mark.parametrize("stream", [None, 0, 1, 2])
+def test_infills_move_with_their_image(tmp_path, suffix, stream):
+    """The infill is blue where the image is green; an image without foreground is its own infill."""
+    samples = []
+    for name in ("a", "b"):
+        paint(tmp_path / f"{name}.png", (32, 32), BOX)
+        samples.append(Sample(tmp_path / f"{name}.png", 0, -1, (), None, "none", name))
+    samples[0] = samples[0]._replace(boxes=((0, 0.5, 0.75, 1),), kind="boxes")
+    paint(tmp_path / f"infills/a{suffix}", (32, 32), BOX, BLUE)
+    source = Photos(samples, size=28 if stream is not None else 32, train=True, infills=tmp_path / "infills")
+    batch = next(source.batches(2, stream))
+    known, other = int(batch.known.int().argmax()), int(batch.known.int().argmin())
+    image, infill, mask = batch.images[known], batch.infills[known], batch.masks[known, 0]
+    assert mask.any()
+    assert (infill[2] - image[2])[mask].min() > 1.9
+    assert (infill - image)[:, ~mask].abs().max() < 0.02
+    assert torch.equal(batch.infills[other], batch.images[other])
+
+
+def test_an_infill_that_is_missing_or_does_not_fit_is_named(tmp_path):
+    samples = scenes(tmp_path, n=2)
+    (tmp_path / "infills").mkdir()
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"^\S*0.png has no infill: neither \S*infills/0.jpg nor .png is there$"):
+            list(Photos(samples, infills=tmp_path / "infills", workers=workers).batches(2))
+    paint(tmp_path / "infills/0.png", (32, 31))
+    with pytest.raises(UserError, match=r"infills/0.png is of 32 x 31 pixels and its image .*0.png of 32 x 32"):
+        list(Photos(samples, infills=tmp_path / "infills").batches(2))
+    with pytest.raises(UserError, match="elsewhere is missing"):
+        Photos(samples, infills=tmp_path / "elsewhere")
+
+
+def test_wrong_settings_and_images_are_one_line(tmp_path):
+    samples = scenes(tmp_path, n=1)
+    for settings, message in [({"resize": "fit"}, "resize can be squash, short, not 'fit'"),
+                              ({"masks": "all"}, "masks can be seg, boxes, none, not 'all'"),
+                              ({"masks": "none", "infills": tmp_path}, "infills replace a foreground")]:
+        with pytest.raises(UserError, match=message):
+            Photos(samples, **settings)
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"0.png is not an image that can be read"):
+        next(Photos(samples).batches(1))
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(UserError, match=r"no image at .*0.png"):
+        next(Photos(samples).batches(1))
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def packed(path, members):
+    """A tar.gz of {name: content}."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def source(url, **how):
+    return fetch.Source("set.tar.gz", url, "from its site", "top", "a/b", **how)
+
+
+def test_fetching_unpacks_what_it_says(tmp_path, capsys):
+    archive = packed(tmp_path / "there.tar.gz", {"top/x.txt": b"hello", "other/y.txt": b"not wanted"})
+    root = tmp_path / "data"
+    assert fetch.fetch(source(archive.as_uri()), root)
+    assert (root / "a/b/x.txt").read_text() == "hello"
+    assert sorted(path.name for path in root.iterdir()) == ["a"]  # neither the archive nor a temporary folder stays
+    out = capsys.readouterr().out
+    assert f"{archive.stat().st_size:,} bytes, SHA-256 {fetch.hashlib.sha256(archive.read_bytes()).hexdigest()}" in out
+    assert "states no checksum" in out
+    archive.unlink()
+    assert fetch.fetch(source(archive.as_uri()), root)
+    assert "is here already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("members", "message"), [
+    ({"top/x": b"", "../out.txt": b"bad"}, "set.tar.gz is refused"),
+    ({"top/../../out.txt": b"bad"}, "set.tar.gz is refused"),
+    ({"else/x": b""}, "holds no folder top")])  # fmt: skip
+def test_an_archive_that_is_malicious_or_another_is_refused(tmp_path, members, message):
+    packed(tmp_path / "there.tar.gz", members)
+    with pytest.raises(UserError, match=message):
+        fetch.fetch(source((tmp_path / "there.tar.gz").as_uri()), tmp_path / "data")
+    assert not list(tmp_path.rglob("out.txt"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["set.tar.gz"]
+
+
+def test_an_archive_that_is_damaged_is_one_line(tmp_path):
+    archive = packed(tmp_path / "set.tar.gz", {"top/x.txt": numpy.random.default_rng(0).bytes(100_000)})
+    whole = archive.read_bytes()
+    for content in (whole[:50_000], b"no archive"):
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match=r"^\S* cannot be unpacked .* delete it and run this again$"):
+            fetch.fetch(source(None), tmp_path)
+    archive.write_bytes(whole)
+    with pytest.raises(UserError, match=r"is damaged or another file: it has .* delete it"):
+        fetch.fetch(source(None, size=3, md5="0" * 32), tmp_path)
+    digest = fetch.hashlib.md5(whole).hexdigest()
+    assert fetch.fetch(source(None, size=len(whole), md5=digest), tmp_path)  # it lay there: placed by hand
+
+
+def test_a_dead_source_names_the_way_by_hand(tmp_path, call, monkeypatch):
+    dead = source((tmp_path / "nowhere.tar.gz").as_uri())
+    monkeypatch.setitem(fetch.SOURCES, "wb", (dead,))
+    code, _, err = call("robust_training.fetch", "--set", "wb", "--root", tmp_path / "data")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"put set.tar.gz into {tmp_path / 'data'}/ by hand (from its site) and run this again" in err
+    assert not list((tmp_path / "data").iterdir())
+    code, _, err = call("robust_training.fetch")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_what_only_a_person_can_fetch_is_said(tmp_path, call, monkeypatch):
+    monkeypatch.setitem(fetch.SOURCES, "in9", fetch.SOURCES["in9"][1:])
+    code, out, _ = call("robust_training.fetch", "--set", "in9", "--root", tmp_path)
+    assert code == 0
+    assert "original.tar.gz" in out
+    assert "no_fg has no lasting address" in out
+    assert "--check" not in out
+
+
+def test_a_download_that_ends_early_leaves_nothing(tmp_path, monkeypatch):
+    class Answer(io.BytesIO):
+        headers = {"Content-Length": "10"}  # noqa: RUF012
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: Answer(b"short"))
+    with pytest.raises(UserError, match=r"ended after 5 of 10 bytes\); by hand"):
+        fetch.download("http://x", tmp_path / "x.tgz", "by hand")
+    Answer.headers = {"Content-Length": str(10**18)}
+    with pytest.raises(UserError, match="has room for"):
+        fetch.download("http://x", tmp_path / "x.tgz", "by hand")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_recognised(tmp_path, call):
+    path = tmp_path / "BiT-S-R50x1.npz"
+    numpy.savez(path, **{fetch.KERNEL: numpy.zeros((7, 7, 3, 64), numpy.float32)})
+    code, out, _ = call("robust_training.fetch", "--set", "bit", "--root", tmp_path)
+    assert code == 0
+    assert "1 arrays, the first convolution is (7, 7, 3, 64)" in out
+    numpy.savez(path, other=numpy.zeros(3))
+    assert call("robust_training.fetch", "--set", "bit", "--root", tmp_path, "--check")[0] == 2
+    path.write_bytes(b"no weights")
+    code, _, err = call("robust_training.fetch", "--set", "bit", "--root", tmp_path)
+    assert code == 2
+    assert "cannot be read as BiT's weights" in err
+
+
+def test_check_says_what_was_found(birds, call):
+    code, out, _ = call("robust_training.fetch", "--set", "wb", "--root", birds, "--check")
+    assert code == 0
+    assert "wb train: 2 images, foreground known in 100.0%; landbird 1, waterbird 1" in out
+    assert out.count("\n") == 5
+
+
+def test_check_says_what_is_wrong_and_goes_on(tmp_path, call):
+    trap(tmp_path, [("a", 1, None), ("b", 1, [0, 0, 999, 999]), ("c", 1, None), ("c", 3, None)], "abc")
+    code, out, err = call("robust_training.fetch", "--set", "cct", "--root", tmp_path, "--check")
+    assert code == 2
+    assert "cct train: 2 images, foreground known in 50.0%; opossum 2, raccoon 0" in out
+    assert "; 1 of two classes left out" in out
+    assert "cannot be read in full: see above for val, cis_test, trans_test, trans_val" in err
