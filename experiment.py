@@ -116,6 +116,7 @@ def parse_options(script, argv):
             how |= {"type": kind, "metavar": "|".join(choices) if choices else kind.__name__.upper()}
             how |= {"nargs": "*"} if many else {}
         parser.add_argument("--" + name.lower().replace("_", "-"), **how)
+    argv = [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in argv]  # --reg_coeff, too
     values = vars(parser.parse_args(argv))
     for name, rule in rules.items():
         if rule[4] and values[name.lower()] is not None:

@@ -124,7 +124,7 @@ def make_augmentation(o, classes, device):
     """How batches become examples."""
     fill = None
     if o["inpaint"] == "cagan" and o["dataset"] == "digits":
-        painter = inpainter.restore(o["inpainter"] / "ckpt/best.pt").to(device)
+        painter = inpainter.restore(storage.load_checkpoint(o["inpainter"] / "ckpt/best.pt")).to(device)
         fill = painter.fill
     side = data.RECIPES[o["dataset"]].size
     grid = (round(GRID[0] * side), round(GRID[1] * side), *GRID[2:]) if o["grid_mask"] else None

@@ -1,0 +1,394 @@
+"""Train an inpainting network with contextual attention, and paint over the foreground of every image of a set.
+
+    python -m robust_training.inpaint                       # 4 min on one core
+    python -m robust_training.inpaint --dataset wb --write data/infills_wb
+    python -m robust_training.inpaint --write FOLDER        # the infills of the embedded set as pictures
+
+Chang, Adam and Goldenberg 2021 take infills of a network of Yu et al. that was trained on other photographs (CAGAN);
+here it is trained (inpainter.py) on the grounds of the set itself, so that it needs nothing else. It learns from holes
+beside the foreground, which it never sees, and is used with the box of the foreground as the hole.
+
+Writes runs/inpainter_DATASET_LABELS/: options.json, log.jsonl, ckpt/{best,last}.pt (best is the running average at the
+end: nothing is selected); the L1 error in holes of held-out images, beside those of a grey hole and of the mean colour
+around it; and a figure. A run that was killed goes on from last.pt and ends with the same bytes.
+"""
+
+import copy
+import functools
+import io
+import itertools
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms.v2 import functional as pictures
+from tqdm import tqdm
+
+import experiment
+import figures
+import storage
+from experiment import UserError
+from robust_training import digits, formats, inpainter, photos
+from robust_training.batch import boxes_to_masks, rectangles
+
+# --- what is trained -------------------------------------------------------------------------------
+DATASET: Literal["digits", "in9", "in9l", "wb", "cct"] = "digits"  # the embedded set, or one of formats.py
+LABELS: Literal["ten", "two"] = "ten"  # label set of digits, and so its grounds
+DATA: Path = Path("data")  # where the sets lie
+SIZE: experiment.Count | None = None  # side of the images; by default 64, photographs 224; a multiple of 8
+SEED: experiment.Index = 0  # names the streams of initialisation, order, holes
+DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
+PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where the processor multiplies in it
+WORKERS: experiment.Index = 0  # processes that load photographs
+RUN: Path | None = None  # run folder; by default runs/inpainter_DATASET and what differs from the defaults
+RESULTS: Path = Path("results/robust_training")  # where the record and the figure of a finished training go
+WRITE: Path | None = None  # folder for the infill of every image, NAME.png; by default none are written
+
+# --- how -------------------------------------------------------------------------------------------
+STEPS: experiment.Count | None = None  # by default 3,200; photographs 100,000
+BATCH: experiment.Count = 8  # images a step: few, for as many steps as the time allows
+LR: experiment.Positive = 2e-3  # of Adam; constant for half of the training, then falling to zero
+WIDTH: experiment.Count = inpainter.WIDTH  # channels of the generator at half the resolution
+ADVERSARY: experiment.NotNegative = 0.03  # weight of each critic beside the L1 errors; 0: no critics
+
+STEPS_OF = {"digits": 3200}  # others 100,000
+SPLITS = ("train", "val")  # that infills are written of
+HELD_OUT = {"digits": "val", "in9": "original", "in9l": "original", "wb": "val", "cct": "val"}  # IN-9's val has none
+MEASURED = 1000  # images
+RING = 4  # pixels around a hole whose mean colour is a baseline
+KNOWN = 0.5  # weight of the L1 error in the known ground
+CRITICS_RATE = 0.5  # learning rate of the critics in those of the generator
+DECAY = 0.998  # of the running average of the generator's weights, a step (Karras et al. 2018)
+SAVE_AFTER = 60  # seconds that a kill may cost
+LOG_EVERY = 100  # steps
+
+
+# --- data --------------------------------------------------------------------------------------------
+
+
+def run_of(dataset, labels, seed):
+    """The default run folder."""
+    words = ["inpainter", dataset, *([labels] if dataset == "digits" else []), *([f"seed{seed}"] if seed else [])]
+    return Path("runs") / "_".join(words)
+
+
+def samples_of(dataset, split, data):
+    """The samples of a split whose foreground is known; UserError if there are none."""
+    samples = [sample for sample in formats.read(dataset, split, data) if sample.kind != "none"]
+    if not samples:
+        raise UserError(f"no foreground is marked in {dataset} {split}: there is nothing to paint over")
+    return samples
+
+
+def read(dataset, labels, split, size, data, workers, device, seed):
+    """A source of Batches: digits.Scenes or photos.Photos."""
+    if dataset == "digits":
+        return digits.read(labels, split, device, data, seed)
+    return photos.Photos(samples_of(dataset, split, data), size, "short" if dataset == "cct" else "squash",
+                         train=split == "train", workers=workers, seed=seed)  # fmt: skip
+
+
+def batches(source, size, start):
+    """(batches in pass after pass without end, from step `start` on), the last, smaller one of a pass left out."""
+    each = max(1, len(source) // size)
+    number, done = divmod(start, each)
+    while True:
+        yield from itertools.islice(source.batches(size, number), done, each)
+        number, done = number + 1, 0
+
+
+# --- training ----------------------------------------------------------------------------------------
+
+
+class Game:
+    """The generator, its running average, the critics, an optimizer for each side, and what a step is.
+
+    Whatever is drawn in a step comes from a stream named by its number, so that a training that was killed goes on
+    unchanged.
+    """
+
+    def __init__(self, width, adversary, lr, device, context, seed):
+        with experiment.seeded(seed, "initialisation"):
+            self.generator, self.critics = inpainter.Inpainter(width), inpainter.Critics()
+        for network in (self.generator, self.critics):
+            network.to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.adversary, self.context, self.seed = adversary, context, seed
+        adam = lambda network, lr: torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.99), fused=True)
+        self.optimizers = {"generator": adam(self.generator, lr), "critics": adam(self.critics, CRITICS_RATE * lr)}
+        self.rates = {"generator": lr, "critics": CRITICS_RATE * lr}
+
+    def set_rate(self, share):
+        """Adam's rates at this share of the training: constant for half of it, then down to zero."""
+        for side, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[side] * min(1.0, 2 * (1 - share))
+
+    def move(self, side, loss):
+        self.optimizers[side].zero_grad()
+        loss.backward()
+        self.optimizers[side].step()
+
+    def step(self, batch, number):
+        """One step of both sides; returns {term: value}, empty where no image has room for a hole."""
+        holes = inpainter.draw_holes(batch.rectangles, batch.known, experiment.generator(self.seed, f"holes/{number}"))
+        some = holes.flatten(1).any(1)
+        images, holes, foregrounds = batch.images[some], holes[some], batch.rectangles[some]
+        if not len(images):
+            return {}
+        images = images.contiguous(memory_format=torch.channels_last)
+        critics, against = (self.critics if self.adversary else None), {}
+        self.critics.requires_grad_(False)  # the gradient passes through them and leaves nothing behind
+        with self.context():
+            terms, filled = inpainter.generator_losses(self.generator, critics, images, holes, foregrounds)
+        self.critics.requires_grad_(True)
+        weights = {"local": self.adversary, "global": self.adversary, "coarse known": KNOWN, "fine known": KNOWN}
+        self.move("generator", sum(weights.get(name, 1.0) * value for name, value in terms.items()))
+        if critics is not None:
+            with self.context():
+                against = inpainter.critics_loss(critics, images, filled, holes, foregrounds)
+            self.move("critics", sum(against.values()))
+        self.follow(number)
+        return terms | {f"{name} critic": value for name, value in against.items()}
+
+    @torch.no_grad()
+    def follow(self, number):
+        """Move the running average; it starts as a plain mean, so that the first weights do not linger."""
+        decay = min(DECAY, (number + 1) / (number + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
+
+    def parts(self):
+        return {"generator": self.generator, "average": self.average, "critics": self.critics} | {
+            f"{side} optimizer": optimizer for side, optimizer in self.optimizers.items()}
+
+    def state(self):
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def restore(self, state):
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+
+class Run:
+    """A training in its folder, saved on the way, and taken up where it was."""
+
+    def __init__(self, folder, options, source, device):
+        self.folder, self.options, self.source, self.step = folder, options, source, 0
+        context = functools.partial(experiment.autocast, device, experiment.precise(device, options["precision"]))
+        self.device = device
+        self.game = Game(options["width"], options["adversary"], options["lr"], device, context, options["seed"])
+        last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
+        self.lines = last.get("lines", 0)
+        self.log = folder.open_log(keep=self.lines)
+        if last:
+            self.game.restore(last["game"])
+            self.step = last["step"]
+
+    def go_on(self):
+        """The steps that are still to be done; raises UserError if a loss is not finite."""
+        total, saved = self.options["steps"], time.perf_counter()
+        sums, bad, started = {}, {}, time.perf_counter()
+        stream = batches(self.source, self.options["batch"], self.step)
+        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
+            while self.step < total:
+                self.game.set_rate(self.step / total)
+                for name, value in self.game.step(next(stream).to(self.device), self.step).items():
+                    sums[name] = sums.get(name, 0) + value.detach()
+                    bad[name] = bad.get(name, 0) + ~torch.isfinite(value)
+                self.step += 1
+                bar.update()
+                if self.step % LOG_EVERY == 0 or self.step == total:
+                    self.note(sums, bad, time.perf_counter() - started)
+                    sums, bad, started = {}, {}, time.perf_counter()
+                    if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
+                        self.save()
+                        saved = time.perf_counter()
+
+    def note(self, sums, bad, seconds):
+        """A line of the log; bad: in how many steps each term was not finite, which tells the one that was so first."""
+        since = self.step % LOG_EVERY or LOG_EVERY
+        first = max(bad, key=lambda name: int(bad[name]), default=None)
+        if first is None:
+            raise UserError(f"no hole fits beside the foreground in any image of the last {since} batches: there is "
+                            "no ground to learn from")
+        if bad[first]:
+            raise UserError(f"{first} was not finite in one of the last {since} steps before {self.step}; the last "
+                            "good checkpoint is kept: a smaller --lr is worth a try")
+        self.write({"step": self.step} | {name: float(value) / since for name, value in sums.items()}
+                   | {"seconds": seconds})  # fmt: skip
+
+    def write(self, line):
+        self.log.write(storage.json_line(line))
+        self.lines += 1
+
+    def save(self):
+        """Write last.pt, from which training goes on, and best.pt, which is used."""
+        made = {"name": "inpainter", "settings": self.game.generator.settings}
+        about = {"architecture": made, "options": self.options, "step": self.step}
+        storage.save_checkpoint(self.folder.best, about | {"model": self.game.average.state_dict()})
+        storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "lines": self.lines})
+
+
+def train(path, options, source, device):
+    """Train, resume or reuse the run in the folder at path; returns (the Inpainter, whether it trained)."""
+    with storage.RunFolder(path, options) as folder:
+        trained = not folder.finished()
+        if trained:
+            run = Run(folder, options, source(), device)
+            run.go_on()
+            run.write({"event": "finished", "steps": run.step})
+            run.log.close()
+        return inpainter.restore(storage.load_checkpoint(folder.best)).to(device), trained
+
+
+# --- how good it is --------------------------------------------------------------------------------------
+
+
+def ring_colour(images, holes, foregrounds):
+    """The mean colour (B, 3, 1, 1) of the ground within RING pixels of each hole; 0 where there is none."""
+    around = F.max_pool2d(holes.float(), 2 * RING + 1, 1, RING) * ~(holes | foregrounds)
+    return (images * around).sum((2, 3), keepdim=True) / around.sum((2, 3), keepdim=True).clamp(1)
+
+
+@torch.no_grad()
+def errors(model, source, seed, device):
+    """{arm: mean absolute errors (n,) in held-out holes of images in [-1, 1]}: coarse, cagan (fine), mean, ring."""
+    found, stream = {}, experiment.generator(seed, "held-out holes")
+    for batch in itertools.islice(source.batches(50), -(-MEASURED // 50)):
+        batch = batch.to(device)
+        holes = inpainter.draw_holes(batch.rectangles, batch.known, stream)
+        some = holes.flatten(1).any(1)
+        images, holes, foregrounds = batch.images[some], holes[some], batch.rectangles[some]
+        if not len(images):
+            continue
+        coarse, fine = model(images, holes | foregrounds)
+        made = {"coarse": coarse, "cagan": fine, "mean": torch.zeros_like(images),
+                "ring": ring_colour(images, holes, foregrounds)}  # fmt: skip
+        for arm, fill in made.items():
+            wrong = ((fill - images).abs() * holes).sum((1, 2, 3)) / (3 * holes.sum((1, 2, 3)))
+            found.setdefault(arm, []).append(wrong.cpu())
+    return {arm: torch.cat(parts) for arm, parts in found.items()}
+
+
+def measure(path, model, source, trained, options, device, results):
+    """Record errors and seconds of the finished run, once for each training."""
+    records = storage.Records(results, "inpaint", options, device)
+    if records.earlier() and not trained:
+        return
+    split, seed = HELD_OUT[options["dataset"]], options["seed"]
+    for arm, values in errors(model, source(split), seed, device).items():
+        records.add(arm, split, "hole l1", float(values.double().mean()), n=len(values), seed=seed)
+    seconds = sum(line["seconds"] for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line)
+    records.add("cagan", "train", "training seconds", seconds, n=options["steps"] * options["batch"], seed=seed)
+    records.save()
+
+
+@torch.no_grad()
+def draw(model, source, title, path, device):
+    """The figure: ten images, as many of different classes as there are, their holes, and both networks' fills."""
+    first = next(iter(source.batches(200)))
+    order = torch.tensor([int((first.labels[:k] == first.labels[k]).sum()) for k in range(len(first))])
+    batch = first[order.argsort(stable=True)[:10].sort().values].to(device)
+    batch = batch[batch.labels.argsort(stable=True)]
+    coarse, fine = model(batch.images, batch.rectangles)
+    rows = [batch.images, inpainter.blank(batch.images, batch.rectangles),
+            *(torch.where(batch.rectangles, made, batch.images) for made in (coarse, fine))]  # fmt: skip
+    figures.image_grid(path, [[(image + 1) / 2 for image in row] for row in rows], [""] * len(batch),
+                       ["image", "hole", "coarse", "fine"], [[""] * len(batch)] * 4, title)  # fmt: skip
+
+
+# --- infills as files -----------------------------------------------------------------------------------
+
+
+def foreground_of(sample, image):
+    """(1, H, W): the boxes of a sample at the size of its image (3, H, W), or the box around its outline."""
+    height, width = image.shape[1:]
+    if sample.boxes:
+        return boxes_to_masks(torch.tensor(sample.boxes) * torch.tensor([width, height, width, height]), height, width)
+    return rectangles(photos.read_outline(sample, image)[None])[0]
+
+
+@torch.no_grad()
+def fill_at(model, images, holes, size, device):
+    """Images, each (3, H, W), uint8, of any size, filled at size x size and brought back; other pixels are kept."""
+    small = torch.stack([pictures.resize(image, [size, size], antialias=True) for image in images])
+    cells = torch.stack([F.adaptive_max_pool2d(hole.float(), size) > 0 for hole in holes])
+    made = model.fill(digits.unit(small).to(device), cells.to(device)).cpu()
+    made = [pictures.resize(one, list(image.shape[1:]), antialias=True) if image.shape[1:] != one.shape[1:] else one
+            for one, image in zip(made, images, strict=True)]  # fmt: skip
+    return [torch.where(hole, digits.to_bytes((one + 1) / 2), image)
+            for one, hole, image in zip(made, holes, images, strict=True)]  # fmt: skip
+
+
+def pieces(dataset, labels, data, split):
+    """(name, a function that reads (image, hole)) of every image of a split whose foreground is known."""
+    if dataset == "digits":
+        scenes = digits.read(labels, split, root=data)
+        around = rectangles(scenes.masks)
+        return [(f"{split}_{k:05d}", lambda k=k: (scenes.images[k], around[k])) for k in range(len(scenes))]
+
+    def opened(sample):
+        image = photos.read_image(sample.path)
+        return image, foreground_of(sample, image)
+
+    return [(sample.name, functools.partial(opened, sample)) for sample in samples_of(dataset, split, data)]
+
+
+def write(model, weights, todo, size, device, folder):
+    """Write the infills of `todo` (see pieces) that are not there yet as folder/NAME.png; returns how many.
+
+    weights: the digest of the network's checkpoint, so that a folder holds infills of one network only.
+    """
+    made_by, folder = {"inpainter": weights, "size": size}, Path(folder)
+    if not (folder / "inpainter.json").exists():
+        storage.write_atomically(folder / "inpainter.json", storage.json_line(made_by))
+    elif storage.read_json(folder / "inpainter.json") != made_by:
+        raise UserError(f"{folder} holds infills of another training: name another folder or delete it")
+    todo = [(name, read_one) for name, read_one in todo if not (folder / f"{name}.png").is_file()]
+    with tqdm(total=len(todo), desc=str(folder), unit="image", disable=None) as bar:
+        some = 32 if size <= 64 else 4  # attention takes memory that grows with the fourth power of the side
+        for start in range(0, len(todo), some):
+            names, readers = zip(*todo[start:start + some], strict=True)
+            images, holes = zip(*(read_one() for read_one in readers), strict=True)
+            for name, image in zip(names, fill_at(model, images, holes, size, device), strict=True):
+                buffer = io.BytesIO()
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+                storage.write_atomically(folder / f"{name}.png", buffer.getvalue())
+            bar.update(len(names))
+    return len(todo)
+
+
+def main(dataset, labels, data, size, seed, device, precision, workers, run, results, write, steps, batch, lr, width,
+         adversary):  # fmt: skip
+    size = size or (digits.SIDE if dataset == "digits" else 224)
+    if size % 8 or size < 32 or (dataset == "digits" and size != digits.SIDE):
+        raise UserError(f"--size {size}: it must be a multiple of 8, at least 32, and {digits.SIDE} for digits")
+    device = experiment.pick_device(device)
+    name = f"{dataset}_{labels}" if dataset == "digits" else dataset
+    options = {"dataset": dataset, "labels": labels if dataset == "digits" else None, "size": size, "seed": seed,
+               "precision": precision, "steps": steps or STEPS_OF.get(dataset, 100_000), "batch": batch, "lr": lr,
+               "width": width, "adversary": adversary}  # fmt: skip
+    path = Path(run or run_of(dataset, labels, seed))
+    source = functools.cache(lambda split="train": read(dataset, labels, split, size, data, workers, device, seed))
+    model, trained = train(path, options, source, device)
+    measure(path, model, source, trained, options, device, results)
+    if trained:
+        draw(model, source(HELD_OUT[dataset]), f"{name}: the box of the foreground, painted over",
+             Path(results) / f"inpainting_{name}.png", device)  # fmt: skip
+    print(f"{path}: {'trained' if trained else 'trained before'}, {options['steps']:,} steps")
+    if write is not None:
+        write_all(model, path, options, data, device, write)
+
+
+def write_all(model, path, options, data, device, folder):
+    todo = [piece for split in SPLITS if split == "train" or HELD_OUT[options["dataset"]] == "val"
+            for piece in pieces(options["dataset"], options["labels"], data, split)]  # fmt: skip
+    count = write(model, storage.digest(path / "ckpt/best.pt"), todo, options["size"], device, folder)
+    print(f"{folder}: {count:,} infills written, {len(todo) - count:,} were there")
+
+
+if __name__ == "__main__":
+    experiment.run(main)

@@ -1,0 +1,73 @@
+"""The embedded set of part 6: what agrees with what, in which split, and that it is always the same."""
+
+import pytest
+import torch
+
+from robust_training import digits
+
+
+@pytest.fixture(scope="module", params=["ten", "two"])
+def splits(request):
+    return request.param, {split: digits.read(request.param, split) for split in ("val", *digits.TESTS)}
+
+
+def test_grounds_agree_as_their_split_says(splits):
+    labels, found = splits
+    share = {split: float((scenes.places == scenes.labels).float().mean()) for split, scenes in found.items()}
+    assert share["val"] == pytest.approx(digits.AGREE, abs=0.03)
+    assert [share[split] for split in ("original", "mixed_same", "only_background")] == [1, 1, 1]
+    assert share["flip"] == 0
+    assert share["mixed_rand"] == pytest.approx(1 / len(digits.CLASSES[labels]), abs=0.04)
+    assert (found["no_background"].places == -1).all()
+
+
+def test_tests_show_the_same_digits_in_the_same_places(splits):
+    _, found = splits
+    for split in digits.TESTS[1:]:
+        assert torch.equal(found[split].labels, found["original"].labels)
+        if split != "only_background":
+            assert torch.equal(found[split].masks, found["original"].masks)
+    masks = found["original"].masks
+    assert not found["only_background"].masks.any()
+    for split in ("mixed_same", "mixed_rand", "no_background"):
+        kept = found[split].images.masked_fill(~masks, 0)
+        assert torch.equal(kept, found["original"].images.masked_fill(~masks, 0))
+    assert (found["no_background"].images.masked_fill(masks, 0) == 0).all()
+
+
+def test_every_digit_is_lighter_than_its_ground_and_inside_its_mask(splits):
+    _, found = splits
+    scenes = found["original"]
+    light = scenes.images.float().mean(1, keepdim=True)
+    inside = (light * scenes.masks).sum((1, 2, 3)) / scenes.masks.sum((1, 2, 3))
+    outside = (light * ~scenes.masks).sum((1, 2, 3)) / (~scenes.masks).sum((1, 2, 3))
+    assert (inside > outside + 25).float().mean() > 0.98
+    area = scenes.masks.float().mean((1, 2, 3))
+    assert 0.02 < area.min()
+    assert area.max() < 0.35
+
+
+def test_batches_come_once_each_and_a_number_names_their_order(splits):
+    _, found = splits
+    scenes = found["val"]
+    order = lambda seed: torch.cat([batch.labels for batch in scenes.batches(64, seed)])
+    assert torch.equal(order(None), scenes.labels)
+    assert torch.equal(order(3), order(3))
+    assert not torch.equal(order(3), order(4))
+    assert torch.equal(order(3).sort().values, scenes.labels.sort().values)
+    batch = next(iter(scenes.batches(64)))
+    assert batch.images.abs().max() <= 1
+    assert batch.known.all()
+
+
+def test_the_same_bytes_wherever_they_are_made():
+    again = [digits.read("two", "mixed_rand") for _ in range(2)]
+    assert torch.equal(again[0].images, again[1].images)
+    assert torch.equal(again[0].places, again[1].places)
+
+
+def test_the_sheet(call, tmp_path):
+    code, out, _ = call("robust_training.digits", "--labels", "two", "--results", tmp_path)
+    assert code == 0
+    assert (tmp_path / "splits_two.png").is_file()
+    assert "splits_two.png" in out
