@@ -66,8 +66,8 @@ def comparison(variant, seed, more):
     names = lambda *some: tuple(command.name for command in some)
     plain, abducted = (classify(about, on, save=on in explained)._replace(
         needed_by=names(explained[on]) if on in explained else ()) for on in ("original", "abducted"))  # fmt: skip
-    of_cgn = [abducted, classify(about, "cgn"), classify(about, "original", "cgn"),
-              classify(about, "original", "abducted"), Command("cgn.analyse", about), *explained.values()]  # fmt: skip
+    of_cgn = [abducted, classify(about, "cgn"), classify(about, "original", "cgn"), Command("cgn.analyse", about),
+              *explained.values()]  # fmt: skip
     of_gan = [classify(about, "gan"), classify(about, "original", "gan")]
     return [Command("cgn.train", about, names(*of_cgn)), plain, *of_cgn,
             Command("cgn.train", f"{about} --model gan", names(*of_gan)), *of_gan]  # fmt: skip

@@ -24,7 +24,7 @@ REPLICATION = {
 }
 ARMS = {("original",): "original", ("gan",): "GAN", ("cgn",): "CGN, shapes sampled",
         ("abducted",): "CGN, shapes abducted", ("original", "gan"): "original + GAN",
-        ("original", "cgn"): "original + CGN, sampled", ("original", "abducted"): "original + CGN, abducted",
+        ("original", "cgn"): "original + CGN, sampled",
         ("composed",): "true shapes, colours, textures",
         ("file colored",): "original, published classifier",
         ("file colored_counterfactual",): "counterfactuals, published classifier"}  # fmt: skip

@@ -26,6 +26,10 @@ def model():
         return backbones.build("small", 10, width=8)
 
 
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
+
+
 # --- a step ---------------------------------------------------------------------------------------
 
 
@@ -86,7 +90,7 @@ def test_a_run_its_records_and_its_row(call, tmp_path):
     gap = by["mixed_same", "accuracy"]["value"] - by["mixed_rand", "accuracy"]["value"]
     assert by["bg_gap", "bg_gap"]["value"] == pytest.approx(gap)
     assert by["original", "worst_group"]["value"] <= by["original", "accuracy"]["value"]
-    rows = list(csv.DictReader(open(tmp_path / "digits_results.tsv"), delimiter="\t"))
+    rows = table(tmp_path / "digits_results.tsv")
     assert len(rows) == 1
     assert float(rows[0]["flip_accuracy"]) == by["flip", "accuracy"]["value"]
     assert rows[0]["reg_coeff"] == "10.0"
@@ -98,8 +102,8 @@ def test_a_run_its_records_and_its_row(call, tmp_path):
 
 
 def test_the_original_spelling_of_options_works(call, tmp_path):
-    code, _, error = call("robust_training.train", *TINY, "--dataset", "wb", "--f_inpaint", "shuffle", "--reg_coeff", "10",
-                          "--fp16", "0", "--root", tmp_path, "--results", tmp_path)
+    words = "--dataset wb --f_inpaint shuffle --reg bbox_o --reg_coeff 10 --fp16 0"
+    code, _, error = call("robust_training.train", *TINY, *words.split(), "--root", tmp_path, "--results", tmp_path)
     assert code == 2
     assert "metadata.csv" in error or "waterbird" in error
 
@@ -151,7 +155,8 @@ def test_a_batch_in_parts_takes_the_same_step(tmp_path, call):
     (("--weights", "nowhere.npz"), "nowhere.npz"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_in_one_line(call, tmp_path, arguments, message):
-    code, out, error = call("robust_training.train", *TINY, *arguments, "--results", tmp_path, "--run", tmp_path / "run")
+    places = ("--results", tmp_path, "--run", tmp_path / "run")
+    code, out, error = call("robust_training.train", *TINY, *arguments, *places)
     assert (code, out) == (2, "")
     assert message in error
     assert error.count("\n") == 1
@@ -166,7 +171,8 @@ def test_a_loss_that_is_not_finite_names_its_term(call, tmp_path):
 
 
 def test_names_say_what_differs():
-    o = experiment.parse_options(train, "--dataset wb --inpaint cagan --f-inpaint shuffle --reg bbox_o".split())
+    words = "--dataset wb --inpaint cagan --f-inpaint shuffle --reg bbox_o"
+    o = experiment.parse_options(train, words.split(" "))
     assert train.name_of(o) == "wb_cagan_fshuffle_bbox_o_reg10_s5"
     assert not o["test_run"]  # the original's default was a test run
     assert train.name_of(experiment.parse_options(train, [])) == "digits_s5"
@@ -187,7 +193,7 @@ def test_rows_of_the_table_are_kept_replaced_and_completed(tmp_path):
     evaluate.append_row(path, "a", {"val": {"accuracy": (0.5, 10), "auc": (None, 10)}}, {"seed": 5})
     evaluate.append_row(path, "b", {"val": {"accuracy": (0.75, 10)}, "flip": {"accuracy": (0.1, 4)}}, {"seed": 10})
     evaluate.append_row(path, "a", {"val": {"accuracy": (0.25, 10)}}, {"seed": 5, "reg": "none"})
-    rows = {row["name"]: row for row in csv.DictReader(open(path), delimiter="\t")}
+    rows = {row["name"]: row for row in table(path)}
     assert (rows["a"]["val_accuracy"], rows["a"]["flip_accuracy"]) == ("0.25", "-999")
     assert rows["b"]["reg"] == "-999"
 
@@ -204,8 +210,8 @@ def test_backgrounds_alone_are_told_from_images():
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
     """Gradients are averaged over the processes: the weights agree up to rounding."""
     for devices in (1, 2):
-        done = shell("-m", "robust_training.train", "--test-run", "--epochs", "1", "--batch", "50", "--devices", devices,
-                     "--device", "cpu", "--run", tmp_path / f"run{devices}", "--results", tmp_path / f"r{devices}")
+        done = shell("-m", "robust_training.train", *TINY, "--devices", devices, "--device", "cpu",
+                     "--run", tmp_path / f"run{devices}", "--results", tmp_path / f"r{devices}")  # fmt: skip
         assert done.returncode == 0, done.stderr
     one, two = (storage.load_checkpoint(tmp_path / f"run{k}/ckpt/best.pt")["model"] for k in (1, 2))
     assert all(torch.allclose(one[key], two[key], atol=5e-3) for key in one)
