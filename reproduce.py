@@ -26,6 +26,8 @@ import storage
 import tables
 from cgn import plan, report
 from cgn.data import Variant
+from robust_training import plan as robust_plan
+from robust_training import report as robust_report
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -84,6 +86,9 @@ def of_cgn(commands):
 
 
 FULL |= of_cgn(plan.commands())
+FULL["robust_training.inpaint"] = Step("robust_training.inpaint", (), robust_report.FOLDER)
+FULL |= {f"robust_training.train {words}": Step("robust_training.train", tuple(words.split()), robust_report.FOLDER)
+         for words in robust_plan.commands()}  # fmt: skip
 TRAINS = ("train", "cgn.train")
 FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
@@ -136,6 +141,8 @@ def records_of(step):
         script = step.script if step.script in CGN else step.script.split(".")[1]
         found = [row for row in found if row["experiment"] == script]
     wanted = storage.plain_options(options)
+    if step.script == "robust_training.train":  # whose records hold the recipe's values where nothing was given
+        wanted = robust_report.options_of(" ".join(step.arguments))
     return [row for row in found
             if all(row["options"].get(name, value) == value for name, value in wanted.items())]
 
@@ -273,6 +280,7 @@ def readme_blocks():
         "part 4 claims": counterfactual_report.claims(cells),
         "part 4 helix": counterfactual_report.helix_table(needed(FULL["helix"])),
         **report.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
+        **robust_report.blocks(storage.read_lines(Path(robust_report.FOLDER) / storage.Records.FILE)),
         "training": training_table(),
         "speed": bench_table(),
         "speed step": step_sentence(),

@@ -64,6 +64,7 @@ RUN: Path | None = None  # run folder; by default runs/robust_NAME
 RESULTS: Path = Path("results/robust_training")  # where records and tables go
 
 TEST_IMAGES = 200  # of each split in a test run
+APART = {"device", "devices", "workers", "root", "name", "run", "results"}  # change nothing of what is learned
 GRID = (96 / 224, 1.0, 0.6, 0.8)  # GridMask's periods in units of the image's side, ratio, share (published)
 
 
@@ -153,8 +154,7 @@ def main(**o):
     path = run or Path("runs") / f"robust_{name}"
     device = experiment.pick_device(o["device"])
     classes = data.classes(o["dataset"], o["labels"])
-    apart = ("device", "workers", "root", "name", "devices")  # change nothing of what is learned
-    kept = {key: value for key, value in o.items() if key not in apart}
+    kept = {key: value for key, value in o.items() if key not in APART}
     if o["dataset"] == "digits" and o["inpaint"] == "cagan":
         kept["inpainter_weights"] = storage.digest(o["inpainter"] / "ckpt/best.pt")
     splits = sources(o, device)

@@ -40,6 +40,8 @@ FLOORS = [
     {"robust_training.inpaint", "robust_training.evaluate"},
     {"robust_training.fitting"},
     {"robust_training.train"},
+    {"robust_training.plan"},
+    {"robust_training.report"},
     {"bench"},
     {"reproduce"},
 ]

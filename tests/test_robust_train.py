@@ -15,6 +15,15 @@ from robust_training.batch import from_masks
 TINY = ("--test-run", "--epochs", "2", "--batch", "50")
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Fewer images, and fewer of whose maps are measured: what is tested here does not depend on their number."""
+    for kind, n in {"train": 200, "val": 200, "test": 200}.items():
+        monkeypatch.setitem(digits.NUMBER, kind, n)
+    monkeypatch.setattr(evaluate, "FOCUSED", 20)
+    monkeypatch.setattr(evaluate, "BASELINES", 3)
+
+
 @pytest.fixture(scope="module")
 def batch():
     return next(iter(digits.read("ten", "val").batches(12)))
