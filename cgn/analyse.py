@@ -142,7 +142,7 @@ def compare_vae(generator, variant, nets, n, seed, context, records, path):
     while min(map(len, rows)) < 10:  # too few zeros to fill a row
         for row in rows:
             row += [torch.ones(3, data.SIDE, data.SIDE)] * (10 - len(row))
-    figures.image_grid(path, rows, [""] * 10, list(sets), [[""] * 10] * len(sets),
+    figures.image_grid(path, rows, [""] * 10, [name.replace(", ", ",\n") for name in sets], [[""] * 10] * len(sets),
                        "Zeros, one of each colour that a reader finds among the samples, then more")
 
 
