@@ -200,3 +200,27 @@ def synchronize(device):
     """Wait for what was sent to the device, so that a clock read now counts it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Terms:
+    """Loss terms since the last line of a log, summed on the device: nothing waits for it in between."""
+
+    def __init__(self):
+        self.sums, self.bad = {}, {}
+
+    def add(self, values):
+        """values: {name: scalar tensor} of one step."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.bad[name] = self.bad.get(name, 0) + ~torch.isfinite(value)
+
+    def means(self, steps, where, advice="a smaller --lr is worth a try"):
+        """{name: mean over so many steps}; raises UserError for a term that was not finite in one of them.
+
+        Where several were not, the one that was so most often, which is the one that was so first.
+        """
+        first = max(self.bad, key=lambda name: int(self.bad[name]), default=None)
+        if first is not None and self.bad[first]:
+            raise UserError(f"{first} was not finite in one of the last {steps} steps before {where}; the last good "
+                            f"checkpoint is kept: {advice}")
+        return {name: float(value) / steps for name, value in self.sums.items()}

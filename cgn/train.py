@@ -218,33 +218,26 @@ class Run:
     def go_on(self):
         """The steps that are still to be done; raises UserError if a loss is not finite."""
         total, saved = self.options["steps"], time.perf_counter()
-        sums, bad, started = {}, {}, time.perf_counter()
+        terms, started = experiment.Terms(), time.perf_counter()
         with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
             while self.step < total:
                 self.game.set_rate(self.step / total)
-                for name, value in self.game.step(self.step).items():
-                    sums[name] = sums.get(name, 0) + value.detach()
-                    bad[name] = bad.get(name, 0) + ~torch.isfinite(value)
+                terms.add(self.game.step(self.step))
                 self.step += 1
                 bar.update()
                 if self.step % max(1, total // FRAMES) == 0:
                     self.frames.append(self.picture())
                 if self.step % LOG_EVERY == 0 or self.step == total:
-                    self.note(sums, bad, time.perf_counter() - started)
-                    sums, bad, started = {}, {}, time.perf_counter()
+                    self.note(terms, time.perf_counter() - started)
+                    terms, started = experiment.Terms(), time.perf_counter()
                     if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
                         self.save()
                         saved = time.perf_counter()
 
-    def note(self, sums, bad, seconds):
-        """A line of the log; bad: in how many steps each term was not finite, which tells the one that was so first."""
+    def note(self, terms, seconds):
+        """A line of the log."""
         since = self.step % LOG_EVERY or LOG_EVERY
-        means = {name: float(value) / since for name, value in sums.items()}
-        first = max(bad, key=lambda name: int(bad[name]))
-        if bad[first]:
-            raise experiment.UserError(f"{first} was not finite in one of the last {since} steps before {self.step}; "
-                                       "the last good checkpoint is kept: a smaller --lr is worth a try")
-        self.write({"step": self.step} | means | {"seconds": seconds})
+        self.write({"step": self.step} | terms.means(since, self.step) | {"seconds": seconds})
 
     def write(self, line):
         self.log.write(storage.json_line(line))

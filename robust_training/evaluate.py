@@ -41,8 +41,8 @@ def validation(logits, labels, classes):
             "val_auc": metrics.auc(logits, labels).value, "val_loss": metrics.cross_entropy(logits, labels)}
 
 
-def measure(model, splits, classes, best, records, device):
-    """{split: {metric: (value, n)}} of every split but train, also as records."""
+def measure(model, splits, classes, best, records, device, arm):
+    """{split: {metric: (value, n)}} of every split but train, also as records of this arm."""
     seed, train = best["options"]["seed"], splits["train"]
     weights = None
     if (train.places >= 0).all():
@@ -64,7 +64,7 @@ def measure(model, splits, classes, best, records, device):
     found |= looks(model, splits, classes, seed, device)
     for split, values in found.items():
         for metric, (value, n) in values.items():
-            records.add(records.common["options"]["inpaint"], split, metric, value, n, seed)
+            records.add(arm, split, metric, value, n, seed)
     records.save()
     return found
 

@@ -14,7 +14,7 @@ import storage
 from robust_training import data, evaluate, losses
 from robust_training.objective import Objective
 
-LOG_EVERY = 50  # steps
+CHECK_EVERY = 50  # steps in which a loss that is not finite goes unnoticed
 
 
 def make_optimiser(recipe, parameters, lr):
@@ -115,15 +115,13 @@ class Fitting:
     def one_epoch(self, bar):
         """Mean of each term over the epoch's steps."""
         self.objective.train()
-        sums = {}
-        for k, batch in enumerate(self.train.batches(self.o["batch"], self.epoch)):
-            for name, value in self.step(batch.to(self.device), self.epoch * self.steps + k).items():
-                sums[name] = sums.get(name, 0) + value
+        terms, advice = experiment.Terms(), "a smaller --lr or --reg-coeff is worth a try"
+        for k, batch in enumerate(self.train.batches(self.o["batch"], self.epoch), start=1):
+            terms.add(self.step(batch.to(self.device), self.epoch * self.steps + k - 1))
             bar.update()
-            if (k + 1) % LOG_EVERY == 0:
-                self.stop_if_bad(sums, k + 1)
-        self.stop_if_bad(sums, self.steps)
-        return {name: float(value) / self.steps for name, value in sums.items()}
+            if k % CHECK_EVERY == 0 or k == self.steps:
+                means = terms.means(k, f"step {k} of epoch {self.epoch + 1}", advice)
+        return means
 
     def step(self, batch, number):
         """One step of the optimiser on a batch, shared by the processes and cut in --batch-split parts."""
@@ -145,13 +143,6 @@ class Fitting:
         self.optimiser.zero_grad()
         self.schedule.step()
         return sums
-
-    def stop_if_bad(self, sums, steps):
-        for name, value in sums.items():
-            if not torch.isfinite(value):
-                raise experiment.UserError(f"the {name} term was not finite in the first {steps} steps of epoch "
-                                           f"{self.epoch + 1}; the last good epoch is kept: a smaller --lr or "
-                                           "--reg-coeff is worth a try")
 
     def after_epoch(self, means, seconds):
         """Validate, pick, save, log."""

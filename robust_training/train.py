@@ -168,7 +168,7 @@ def main(**o):
         print(f"{path}: trained and measured before")
         return
     model = backbones.restore(best).to(device)
-    found = evaluate.measure(model, splits, len(classes), best, records, device)
+    found = evaluate.measure(model, splits, len(classes), best, records, device, name_of(o).rpartition("_s")[0])
     evaluate.append_row(Path(results) / f"{o['dataset']}_results.tsv", name, found, kept)
     for split, metrics in found.items():
         if "accuracy" in metrics:

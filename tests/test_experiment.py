@@ -137,3 +137,15 @@ def test_small_layers_take_bfloat16_only_with_matrix_units(monkeypatch, units, s
     assert experiment.precise(device, "float32", small) == torch.float32
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert experiment.precise(device, "auto", small) == torch.float32
+
+
+def test_terms_are_averaged_and_the_first_that_is_not_finite_is_named():
+    terms = experiment.Terms()
+    terms.add({"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
+    terms.add({"a": torch.tensor(3.0), "b": torch.tensor(2.0)})
+    assert terms.means(2, "here") == {"a": 2.0, "b": 2.0}
+    terms.add({"a": torch.tensor(0.0), "b": torch.tensor(torch.inf)})
+    terms.add({"a": torch.tensor(torch.nan), "b": torch.tensor(torch.nan)})
+    with pytest.raises(UserError, match=r"b was not finite in one of the last 4 steps before here; .*: less"):
+        terms.means(4, "here", "less")
+    assert experiment.Terms().means(3, "here") == {}
