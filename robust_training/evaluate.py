@@ -11,7 +11,7 @@ import torch
 
 import experiment
 import storage
-from robust_training import losses, saliency
+from robust_training import data, losses, saliency
 from robust_training import measure as metrics
 
 BATCH = 250  # images at once
@@ -44,10 +44,7 @@ def validation(logits, labels, classes):
 def measure(model, splits, classes, best, records, device, arm):
     """{split: {metric: (value, n)}} of every split but train, also as records of this arm."""
     seed, train = best["options"]["seed"], splits["train"]
-    weights = None
-    if (train.places >= 0).all():
-        count = torch.bincount(losses.groups_of(train.labels, train.places).cpu(), minlength=2 * classes)
-        weights = count.double() / len(train)
+    weights = data.group_shares(train.labels, train.places, classes) if (train.places >= 0).all() else None
     found, read_before = {}, {}
     for split, source in splits.items():
         if split != "train":
@@ -61,7 +58,7 @@ def measure(model, splits, classes, best, records, device, arm):
         same, rand = (found[split]["accuracy"] for split in ("mixed_same", "mixed_rand"))
         found["bg_gap"] = {"bg_gap": (metrics.bg_gap(same[0], rand[0]), rand[1])}
     found |= new_to_it(read_before, classes)
-    found |= looks(model, splits, classes, seed, device)
+    found |= looks(model, splits, device)
     for split, values in found.items():
         for metric, (value, n) in values.items():
             records.add(arm, split, metric, value, n, seed)
@@ -87,16 +84,15 @@ def new_to_it(read_before, classes):
     return {f"only_background against {name}": {metric: (value, n) for metric, value in found.items()}}
 
 
-def looks(model, splits, classes, seed, device):
+def looks(model, splits, device):
     """Focus of the squared input gradient and of DeepLIFT, both of the true class, on the masks of the originals."""
     name = next((name for name in ("original", "orig", "val") if name in splits), None)
     batch = next(iter(splits[name].batches(FOCUSED))).to(device)
     baselines = next(iter(splits["train"].batches(BASELINES, "baselines"))).to(device).images
     if not batch.known.any():
         return {}
-    maps = {"grad_y": saliency.maps("grad_y", model, batch.images, batch.labels).detach()}
-    if getattr(model, "relus_used_once", True):
-        maps["deeplift"] = saliency.deeplift_shap(model, batch.images, batch.labels, baselines)
+    maps = {"grad_y": saliency.maps("grad_y", model, batch.images, batch.labels).detach(),
+            "deeplift": saliency.deeplift_shap(model, batch.images, batch.labels, baselines)}
     found = {}
     for kind, heat in maps.items():
         values = metrics.focus(heat.square().sum(1), batch.masks)

@@ -23,8 +23,13 @@ def make_optimiser(recipe, parameters, lr):
     return getattr(torch.optim, name)(parameters, lr=lr, **settings)
 
 
+def outputs_of(options, classes):
+    """How many outputs the network of these options has: channels only where there are counterfactuals."""
+    return losses.outputs(options["cf_loss"] if options["inpaint"] != "none" else None, classes)
+
+
 class Schedule:
-    """The learning rate of a recipe: after(step) in a cycle, epoch(loss) where epochs count."""
+    """The learning rate of a recipe: step() after each step, epoch(loss) after each epoch, whichever counts."""
 
     def __init__(self, recipe, optimiser, lr, steps):
         self.kind, detail = recipe.schedule
@@ -76,7 +81,7 @@ class Fitting:
         self.objective, self.optimiser = self.fabric.setup(objective, optimiser)
         self.steps = -(-len(train) // o["batch"])  # an epoch
         self.schedule = Schedule(self.recipe, optimiser, o["lr"], self.steps * o["epochs"])
-        self.epoch, self.best, self.waited, self.lines, self.kept = 0, None, 0, 0, None
+        self.epoch, self.best, self.waited, self.lines = 0, None, 0, 0
         if folder.last.exists():
             self.restore(storage.load_checkpoint(folder.last))
         self.log = folder.open_log(keep=self.lines) if self.fabric.is_global_zero else None
@@ -156,15 +161,12 @@ class Fitting:
             self.best = found.get(rule)
         if not self.fabric.is_global_zero:
             return
-        made = {"name": self.o["backbone"], "settings": {"classes": self.plain_outputs()}}
+        made = {"name": self.o["backbone"], "settings": {"classes": outputs_of(self.o, self.classes)}}
         if better:
             storage.save_checkpoint(self.folder.best, {"architecture": made, "options": storage.plain_options(self.o),
                                                        "model": self.plain.state_dict(), "epoch": self.epoch})
         self.write({"epoch": self.epoch, **means, **found, "seconds": seconds})
         storage.save_checkpoint(self.folder.last, self.state())
-
-    def plain_outputs(self):
-        return losses.outputs(self.o["cf_loss"] if self.o["inpaint"] != "none" else None, self.classes)
 
     def write(self, line):
         self.log.write(storage.json_line(line))

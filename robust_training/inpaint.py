@@ -15,7 +15,6 @@ around it; and a figure. A run that was killed goes on from last.pt and ends wit
 
 import copy
 import functools
-import io
 import itertools
 import time
 from pathlib import Path
@@ -23,16 +22,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torchvision.transforms.v2 import functional as pictures
 from tqdm import tqdm
 
 import experiment
 import figures
+import stand_ins
 import storage
 from experiment import UserError
 from robust_training import digits, formats, inpainter, photos
 from robust_training.batch import boxes_to_masks, rectangles
+from robust_training.data import RECIPES
 
 # --- what is trained -------------------------------------------------------------------------------
 DATASET: Literal["digits", "in9", "in9l", "wb", "cct"] = "digits"  # the embedded set, or one of formats.py
@@ -87,7 +87,7 @@ def read(dataset, labels, split, size, data, workers, device, seed):
     """A source of Batches: digits.Scenes or photos.Photos."""
     if dataset == "digits":
         return digits.read(labels, split, device, data, seed)
-    return photos.Photos(samples_of(dataset, split, data), size, "short" if dataset == "cct" else "squash",
+    return photos.Photos(samples_of(dataset, split, data), size, RECIPES[dataset].resize,
                          train=split == "train", workers=workers, seed=seed)  # fmt: skip
 
 
@@ -348,16 +348,14 @@ def write(model, weights, todo, size, device, folder):
             names, readers = zip(*todo[start:start + some], strict=True)
             images, holes = zip(*(read_one() for read_one in readers), strict=True)
             for name, image in zip(names, fill_at(model, images, holes, size, device), strict=True):
-                buffer = io.BytesIO()
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-                storage.write_atomically(folder / f"{name}.png", buffer.getvalue())
+                stand_ins.write_png(folder / f"{name}.png", image)
             bar.update(len(names))
     return len(todo)
 
 
 def main(dataset, labels, data, size, seed, device, precision, workers, run, results, write, steps, batch, lr, width,
          adversary):  # fmt: skip
-    size = size or (digits.SIDE if dataset == "digits" else 224)
+    size = size or RECIPES[dataset].size
     if size % 8 or size < 32 or (dataset == "digits" and size != digits.SIDE):
         raise UserError(f"--size {size}: it must be a multiple of 8, at least 32, and {digits.SIDE} for digits")
     device = experiment.pick_device(device)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import experiment
 from experiment import UserError
+from public_sets import open_image
 from robust_training.batch import Batch, boxes_to_masks, from_masks, rectangles
 
 CROPS = 20  # draws of a crop before one is laid around a pixel of the foreground
@@ -31,13 +31,7 @@ SUFFIXES = (".jpg", ".png", ".JPEG")  # of infills
 
 def _picture(path, mode):
     """An image file as a numpy array in a PIL mode, "RGB" or "L"; UserError where it is absent or no image."""
-    try:
-        with Image.open(path) as picture:
-            return numpy.array(picture.convert(mode))
-    except FileNotFoundError:
-        raise UserError(f"no image at {path}") from None
-    except Exception as error:  # Pillow raises a dozen kinds for damaged files
-        raise UserError(f"{path} is not an image that can be read ({type(error).__name__})") from None
+    return numpy.array(open_image(path).convert(mode))
 
 
 def read_image(path):

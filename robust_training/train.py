@@ -16,7 +16,7 @@ from typing import Literal
 
 import experiment
 import storage
-from robust_training import augment, backbones, data, evaluate, fitting, inpainter, losses, objective
+from robust_training import augment, backbones, data, evaluate, fitting, inpainter, objective
 
 # --- what is trained on ------------------------------------------------------------------------
 DATASET: Literal["digits", "in9", "in9l", "wb", "cct"] = "digits"  # a name in data.RECIPES
@@ -108,16 +108,13 @@ def resolved(o):
 
 def make_model(o, classes):
     """The network of these options, freshly initialised from its own stream or with the weights of a file."""
-    outputs = losses.outputs(o["cf_loss"] if o["inpaint"] != "none" else None, len(classes))
     with experiment.seeded(o["seed"], "initialisation"):
-        model = backbones.build(o["backbone"], outputs)
+        model = backbones.build(o["backbone"], fitting.outputs_of(o, len(classes)))
     if o["weights"] is not None:
         if o["weights"].suffix == ".npz":
             backbones.load_npz(model, o["weights"])
         else:
             storage.load_weights(model, storage.model_in(storage.load_checkpoint(o["weights"]))[2])
-    if o["reg_grad"] == "deeplift" and o["reg"] != "none" and not getattr(model, "relus_used_once", True):
-        raise experiment.UserError(f"--reg-grad deeplift needs ReLUs of their own, and {o['backbone']} shares them")
     return model
 
 
