@@ -4,6 +4,7 @@ Lightning Fabric places the network, scales losses of half precision and average
 kept in the run folder is ours. last.pt is written after every epoch; best.pt is the epoch that the rule picks.
 """
 
+import contextlib
 import time
 
 import torch
@@ -65,12 +66,11 @@ def fabric_of(device, devices, half):
 class Fitting:
     """A training in its run folder."""
 
-    def __init__(self, folder, options, model, augmentation, train, val, device, devices):
-        self.folder, self.o, self.augmentation = folder, options, augmentation
+    def __init__(self, fabric, folder, options, model, augmentation, train, val):
+        self.fabric, self.folder, self.o, self.augmentation = fabric, folder, options, augmentation
         self.train, self.val, self.classes = train, val, augmentation.classes
         self.recipe = data.RECIPES[options["dataset"]]
-        self.fabric = fabric_of(device, devices, options["fp16"] == "1")
-        self.device = self.fabric.device
+        self.device = fabric.device
         self.plain = model.to(self.device)
         o, worst = options, None
         if o["group_dro"]:
@@ -174,12 +174,16 @@ class Fitting:
 
 
 def train(path, options, model, augmentation, train, val, device, devices):
-    """(what best.pt holds, whether it trained now) of the run at path; None in any process but the first."""
-    with storage.RunFolder(path, options) as folder:
+    """(what best.pt holds, whether it trained now) of the run at path; None in any process but the first.
+
+    The first process holds the folder; the others only read what it has checked.
+    """
+    folder, fabric = storage.RunFolder(path, options), fabric_of(device, devices, options["fp16"] == "1")
+    with folder if fabric.is_global_zero else contextlib.nullcontext():
+        fabric.barrier()
         fresh = not folder.finished()
         if fresh:
-            fitting = Fitting(folder, options, model, augmentation, train, val, device, devices)
-            fitting.go_on()
-            if not fitting.fabric.is_global_zero:
-                return None
+            Fitting(fabric, folder, options, model, augmentation, train, val).go_on()
+        if not fabric.is_global_zero:
+            return None
         return storage.load_checkpoint(folder.best), fresh
