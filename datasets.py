@@ -59,6 +59,16 @@ def mnist(split, device="cpu", root=ROOT):
     return Digits(images, torch.from_numpy(labels[part]).long().to(device))
 
 
+def to_bytes(images):
+    """Images in [-1, 1] as uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images):
+    """Images of uint8 as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 def of_class(digits, *classes):
     """Boolean mask (N,) of the digits that belong to one of the classes."""
     return torch.isin(digits.labels, torch.tensor(classes, device=digits.labels.device))

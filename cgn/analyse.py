@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import architecture
+import datasets
 import experiment
 import figures
 import storage
@@ -126,8 +127,9 @@ def compare_vae(generator, variant, nets, n, seed, context, records, path):
     plain = generate.Source(generator, variant.device, seed, context=context, factual=True)
     counter = generate.Source(generator, variant.device, seed, context=context)
     real = variant.batch(variant.shapes("train"), n, experiment.generator(seed, "vae against real")).images
-    sets = {"training images": real, "vae": sampled, "cgn, one label": data.from_bytes(generate.in_memory(plain, n)[0]),
-            "cgn, counterfactual": data.from_bytes(generate.in_memory(counter, n)[0])}
+    made = {"cgn, one label": plain, "cgn, counterfactual": counter}
+    sets = {"training images": real, "vae": sampled} | {
+        name: datasets.from_bytes(generate.in_memory(source, n)[0]) for name, source in made.items()}  # fmt: skip
     rows = []
     for name, images in sets.items():
         share, shape, colour, sure = mixtures(images, nets["shape"], nets["object"])

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+import datasets
 import experiment
 import storage
 import tables
@@ -98,7 +99,7 @@ def cases(device, precision, seed):
     variant = data.Variant("wildlife", device)
     shapes = variant.shapes("train")[:2000]
     scenes = variant.scenes(shapes, experiment.generator(seed, "bench"), spurious=True)
-    opacities = (data.to_bytes(scenes.images), shapes.alphas, shapes.labels)
+    opacities = (datasets.to_bytes(scenes.images), shapes.alphas, shapes.labels)
     networks = lambda dtype: functools.partial(experiment.autocast, device, dtype)
     plain, half = networks(torch.float32), networks(torch.bfloat16)
     small, ours = (networks(experiment.precise(device, precision, small)) for small in (True, False))
@@ -107,7 +108,7 @@ def cases(device, precision, seed):
         with experiment.seeded(seed, "bench"):
             generator = mechanisms.build(name, **settings).to(device).eval().requires_grad_(False)
         source = generate.Source(generator, device, seed, context=context)
-        return Side(lambda n: [data.to_bytes(source.chunk(number, size)[0]) for number in range(n)], size)
+        return Side(lambda n: [datasets.to_bytes(source.chunk(number, size)[0]) for number in range(n)], size)
 
     def draw(n, stream):
         some = variant.batch(shapes, n, stream)

@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+import datasets
 import experiment
 import storage
 from cgn import classifiers, data, generate, train
@@ -67,10 +68,10 @@ class Setting:
             index = torch.randint(len(labels), (n,), generator=stream)
             if isinstance(images, torch.Tensor):
                 index = index.to(images.device)
-                return data.from_bytes(images[index]), labels[index]
+                return datasets.from_bytes(images[index]), labels[index]
             index = index.sort().values.numpy()  # a disk is read in one direction
             some = [torch.from_numpy(part[index]).to(self.variant.device) for part in (images, labels)]
-            return data.from_bytes(some[0]), some[1][:, 0].long()
+            return datasets.from_bytes(some[0]), some[1][:, 0].long()
 
         return draw
 

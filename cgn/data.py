@@ -80,16 +80,6 @@ class Scenes(NamedTuple):
         return len(self.labels)
 
 
-def to_bytes(images):
-    """Images in [-1, 1] as uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images):
-    """Images in [-1, 1], float32, of uint8."""
-    return images.float() / 127.5 - 1
-
-
 class Variant:
     """One of VARIANTS on a device: its shapes, and how images are painted from them.
 
@@ -166,7 +156,7 @@ class Variant:
 
     def _crop(self, windows, labels, stream):
         top, left = torch.randint(windows.shape[2], (2, len(labels)), generator=stream).to(self.device)
-        return from_bytes(windows[labels, :, top, left])
+        return datasets.from_bytes(windows[labels, :, top, left])
 
     def scenes(self, shapes, stream, spurious):
         """Scenes of these shapes: with colours or textures of the digit's class (spurious), or of any."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import datasets
 import experiment
 import figures
 import storage
@@ -120,7 +121,7 @@ def image_sets(variant, test, generator, n, seed):
     plain = variant.batch(variant.shapes("train"), n, experiment.generator(seed, "original images"))
     images, labels = generate.in_memory(generate.Source(generator, variant.device, seed), n)
     return {"original": (plain.images, plain.labels), "test": (test.images, test.labels),
-            "counterfactual": (data.from_bytes(images), labels[:, 0])}  # fmt: skip
+            "counterfactual": (datasets.from_bytes(images), labels[:, 0])}  # fmt: skip
 
 
 def main(variant, textures, on, classifier, run, count, tsne, seed, device, results):

@@ -21,6 +21,7 @@ import numpy
 import torch
 from tqdm import tqdm
 
+import datasets
 import experiment
 import figures
 import storage
@@ -118,7 +119,7 @@ def in_memory(source, size):
     labels = torch.empty(size, 3, dtype=torch.int64, device=source.device)
     for number, start in enumerate(range(0, size, CHUNK)):
         made, of = source.chunk(number, min(CHUNK, size - start))
-        images[start : start + len(made)], labels[start : start + len(made)] = data.to_bytes(made), of
+        images[start : start + len(made)], labels[start : start + len(made)] = datasets.to_bytes(made), of
     return images, labels
 
 
@@ -182,7 +183,7 @@ def _fill(source, arrays, done, size, note):
     with tqdm(total=size, initial=done, desc="counterfactuals", unit="image", disable=None) as bar:
         while done < size:
             images, labels = source.chunk(done // CHUNK, min(CHUNK, size - done))
-            arrays[0][done : done + len(images)] = data.to_bytes(images).cpu().numpy()
+            arrays[0][done : done + len(images)] = datasets.to_bytes(images).cpu().numpy()
             arrays[1][done : done + len(images)] = labels.cpu().numpy()
             done += len(images)
             bar.update(len(images))

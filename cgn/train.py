@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
+import datasets
 import experiment
 import storage
 from cgn import abduction, data, games, losses, mechanisms
@@ -97,7 +98,7 @@ def make_batch(variant, shapes, size, opacities=None):
     def inferred(stream):
         index = torch.randint(len(opacities[2]), (size,), generator=stream).to(variant.device)
         images, alphas, labels = (part[index] for part in opacities)
-        return data.from_bytes(images), alphas.float() / 255, labels
+        return datasets.from_bytes(images), alphas.float() / 255, labels
 
     return inferred if opacities else fresh
 
@@ -109,7 +110,7 @@ def abduce(model, variant, shapes, seed, context):
         scenes = variant.scenes(shapes[index], stream, spurious=True)
         with context():
             alphas = model.opacities(scenes.images.contiguous(memory_format=torch.channels_last), scenes.labels, flat)
-        found.append([data.to_bytes(scenes.images), (alphas * 255).round().to(torch.uint8), scenes.labels,
+        found.append([datasets.to_bytes(scenes.images), (alphas * 255).round().to(torch.uint8), scenes.labels,
                       scenes.masks])
     images, alphas, labels, masks = (torch.cat(part) for part in zip(*found, strict=True))
     overlap = ((alphas > 127) & masks).sum((1, 2, 3)) / ((alphas > 127) | masks).sum((1, 2, 3)).clamp(1)

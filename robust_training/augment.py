@@ -38,15 +38,13 @@ def usable(batch, what):
 # --- counterfactuals: the foreground infilled -----------------------------------------------------
 
 
-def counterfactual(name, batch, stream, fill=None):
+def counterfactual(name, batch, stream):
     """Images whose box is infilled in the way called `name`.
 
-    cagan takes the batch's own infills or, where it has none, fill(images, rectangles). Raises UserError for an
-    unknown name, and for cagan with neither.
+    Raises UserError for an unknown name, and for cagan if the batch has no infills.
     """
     make = one_of(COUNTERFACTUALS, "counterfactual infill", name)
-    made = make(batch, stream) if name != "cagan" else cagan(batch, fill)
-    return torch.where(batch.rectangles, made, batch.images)
+    return torch.where(batch.rectangles, make(batch, stream), batch.images)
 
 
 def grey(batch, stream):
@@ -102,15 +100,12 @@ def tiled(images, rectangles):
     return images.flatten(2).gather(2, source).view(b, c, h, w) * (area > 0)[:, :, None, None]
 
 
-def cagan(batch, fill):
-    """What an inpainting network paints into the box."""
-    if batch.infills is not None:
-        return batch.infills
-    if fill is None:
-        raise UserError("cagan needs an inpainter (python -m robust_training.inpaint trains one) or a folder of "
-                        "infills (--infills)")
-    with torch.no_grad():
-        return fill(batch.images, batch.rectangles)
+def cagan(batch, stream):
+    """What an inpainting network has painted into the box beforehand."""
+    if batch.infills is None:
+        raise UserError("cagan needs infills: of an inpainter (python -m robust_training.inpaint trains one) or a "
+                        "folder of them (--infills)")
+    return batch.infills
 
 
 COUNTERFACTUALS = {

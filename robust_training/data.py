@@ -76,22 +76,3 @@ def source(name, split, labels="ten", root=digits.datasets.ROOT, device="cpu", s
 def group_shares(labels, places, count):
     """Share of each group of losses.groups_of in a split, (2 count,), float64."""
     return torch.bincount(groups_of(labels, places).cpu(), minlength=2 * count).double() / len(labels)
-
-
-class First:
-    """Another source cut off after n images, for a test run."""
-
-    def __init__(self, source, n):
-        self.source, self.n = source, min(n, len(source))
-        self.labels, self.places = source.labels[:n], source.places[:n]
-
-    def __len__(self):
-        return self.n
-
-    def batches(self, size, stream_seed=None):
-        left = self.n
-        for batch in self.source.batches(size, stream_seed):
-            if left <= 0:
-                return
-            yield batch[:left]
-            left -= len(batch)

@@ -23,6 +23,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import datasets
 import experiment
@@ -44,6 +45,7 @@ SIZES = (40, 56)  # pixels a digit's side is drawn from; MNIST leaves a margin o
 DIM, LIGHT = 0.55, 0.6  # grounds are dark, in light whose strength in each colour is within 1 - LIGHT to 1 + LIGHT
 BRIGHT = 0.65  # least value of a digit's colour: what is light is a digit
 SHADOW = 0.35  # how much a digit darkens the ground beside it: part of the original, and left behind by a cut
+FILLED = 100  # images that are painted over at once
 EDGE = 0.3  # opacity from which a pixel is foreground
 
 
@@ -51,7 +53,7 @@ class Scenes:
     """A split in memory as a source of Batches.
 
     images (N, 3, 64, 64) uint8, labels and places (N,) int64, masks (N, 1, 64, 64) boolean, all on one device; seed: of
-    the order of a shuffled pass. infills (N, 3, 64, 64) uint8, or None, may be set later.
+    the order of a shuffled pass. infills: (N, 3, 64, 64) uint8 after paint_over, before that None.
     """
 
     def __init__(self, images, labels, places, masks, seed=0):
@@ -67,19 +69,18 @@ class Scenes:
         if stream_seed is not None:
             order = torch.randperm(len(self), generator=experiment.generator(self.seed, f"{stream_seed}/order"))
         for index in order.to(self.labels.device).split(size):
-            infills = None if self.infills is None else unit(self.infills[index])
-            yield from_masks(unit(self.images[index]), self.labels[index], self.places[index], self.masks[index],
-                             infills)
+            infills = None if self.infills is None else datasets.from_bytes(self.infills[index])
+            yield from_masks(datasets.from_bytes(self.images[index]), self.labels[index], self.places[index],
+                             self.masks[index], infills)
 
+    def first(self, n):
+        """The first n images, as Scenes."""
+        return Scenes(self.images[:n], self.labels[:n], self.places[:n], self.masks[:n], self.seed)
 
-def unit(images):
-    """Images (B, 3, H, W), uint8, as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_bytes(images):
-    """Images in [0, 1] as uint8."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    def paint_over(self, fill):
+        """Set the infills: what fill(images, rectangles) puts in the place of each foreground, once and for all."""
+        batches = tqdm(self.batches(FILLED), "painting over", -(-len(self) // FILLED))
+        self.infills = torch.cat([datasets.to_bytes(fill(batch.images, batch.rectangles)) for batch in batches])
 
 
 # --- painting -------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def read(labels, split, device="cpu", root=datasets.ROOT, seed=0):
     images, places, masks, classes = paint(labels, digits, stream, agree)
     if split in TESTS[2:]:
         images, places, masks = recomposed(labels, split, images, classes, masks)
-    parts = (to_bytes(images), classes, places, masks)
+    parts = ((images * 255).round().to(torch.uint8), classes, places, masks)
     return Scenes(*(part.to(device) for part in parts), seed=seed)
 
 

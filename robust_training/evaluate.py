@@ -18,6 +18,7 @@ BATCH = 250  # images at once
 FOCUSED = 200  # images of which saliency maps are measured
 BASELINES = 20  # random images that DeepLIFT is taken against (published)
 MISSING = -999  # of a value in the table (published)
+RELIABILITY = ("original", "flip", "orig", "trans_test")  # splits of which every bin of confidence is recorded
 PAIRS = (("original", "flip"), ("orig", "flip"))  # splits that together hold every group
 
 
@@ -62,8 +63,19 @@ def measure(model, splits, classes, best, records, device, arm):
     for split, values in found.items():
         for metric, (value, n) in values.items():
             records.add(arm, split, metric, value, n, seed)
+    for split in (split for split in RELIABILITY if split in read_before):
+        for metric, values in reliability(*read_before[split][:2], classes).items():
+            for k, (value, n) in enumerate(values):
+                records.add(arm, split, metric, value, n, seed, bin=k)
     records.save()
     return found
+
+
+def reliability(logits, labels, classes):
+    """A reliability diagram: share right and mean confidence in ten bins of confidence, each as [(value, n)]."""
+    bins = metrics.calibration(logits[:, :classes].softmax(1), labels).top
+    each = lambda values: [(value if n else None, n) for value, n in zip(values.tolist(), bins.n.tolist(), strict=True)]
+    return {"reliability": each(bins.positive), "confidence": each(bins.predicted)}
 
 
 def summary(logits, labels, places, weights, classes):

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as pictures
 from tqdm import tqdm
 
+import datasets
 import experiment
 import figures
 import stand_ins
@@ -310,10 +311,10 @@ def fill_at(model, images, holes, size, device):
     """Images, each (3, H, W), uint8, of any size, filled at size x size and brought back; other pixels are kept."""
     small = torch.stack([pictures.resize(image, [size, size], antialias=True) for image in images])
     cells = torch.stack([F.adaptive_max_pool2d(hole.float(), size) > 0 for hole in holes])
-    made = model.fill(digits.unit(small).to(device), cells.to(device)).cpu()
+    made = model.fill(datasets.from_bytes(small).to(device), cells.to(device)).cpu()
     made = [pictures.resize(one, list(image.shape[1:]), antialias=True) if image.shape[1:] != one.shape[1:] else one
             for one, image in zip(made, images, strict=True)]  # fmt: skip
-    return [torch.where(hole, digits.to_bytes((one + 1) / 2), image)
+    return [torch.where(hole, datasets.to_bytes(one), image)
             for one, hole, image in zip(made, holes, images, strict=True)]  # fmt: skip
 
 

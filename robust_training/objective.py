@@ -39,13 +39,13 @@ class Examples(NamedTuple):
 class Augmentation:
     """Makes the Examples of a batch.
 
-    inpaint, f_inpaint: names in augment, or "none". fill: an inpainter's, for cagan. mixup: its alpha, 0 for none;
-    smoothing: of labels; grid: (least period, most period, ratio, share) of GridMask, or None; pgd_steps: of pgd.
+    inpaint, f_inpaint: names in augment, or "none". mixup: its alpha, 0 for none; smoothing: of labels; grid: (least
+    period, most period, ratio, share) of GridMask, or None; pgd_steps: of pgd.
     """
 
-    def __init__(self, classes, inpaint="none", f_inpaint="none", fill=None, mixup=0.0, smoothing=0.0, grid=None,
+    def __init__(self, classes, inpaint="none", f_inpaint="none", mixup=0.0, smoothing=0.0, grid=None,
                  pgd_steps=augment.PGD_STEPS):
-        self.classes, self.inpaint, self.f_inpaint, self.fill = classes, inpaint, f_inpaint, fill
+        self.classes, self.inpaint, self.f_inpaint = classes, inpaint, f_inpaint
         self.mixup, self.smoothing, self.grid, self.pgd_steps = mixup, smoothing, grid, pgd_steps
 
     def __call__(self, batch, seed, step, model):
@@ -65,7 +65,7 @@ class Augmentation:
             images = augment.grid_mask(images, stream("grid mask"), self.grid[:2], *self.grid[2:])
         if self.inpaint == "none":
             return Examples(batch, images, targets, None, None, None)
-        infilled = augment.counterfactual(self.inpaint, batch, stream("counterfactual"), self.fill)
+        infilled = augment.counterfactual(self.inpaint, batch, stream("counterfactual"))
         good = augment.usable(batch, self.inpaint)
         return Examples(batch, images, targets, infilled[good], batch.labels[good], infilled)
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+import datasets
 import experiment
 from experiment import UserError
 from public_sets import open_image
@@ -129,7 +130,7 @@ def _box_mask(boxes, height, width):
 
 
 def _normalise(image):
-    return image.as_subclass(torch.Tensor).float() / 127.5 - 1
+    return datasets.from_bytes(image.as_subclass(torch.Tensor))
 
 
 # --- a split --------------------------------------------------------------------------------------
@@ -166,6 +167,11 @@ class Photos:
 
     def __len__(self):
         return len(self.samples)
+
+    def first(self, n):
+        """The first n images, as Photos."""
+        return Photos(self.samples[:n], self.size, self.resize, self.train, self.infills, self.masks, self.workers,
+                      self.seed)  # fmt: skip
 
     def batches(self, size, stream_seed=None):
         """Batches of size images, the last one of what is left, on the CPU; each image comes once.

@@ -27,7 +27,7 @@ def by_arm(records):
     wanted = [(arm, options_of(words)) for words, arm in plan.commands().items()]
     found = {}
     for row in records:
-        if row["experiment"] == "train" and row["value"] is not None:
+        if row["experiment"] == "train" and row["value"] is not None and not row["setting"]:
             own = {name: value for name, value in row["options"].items() if name != "inpainter_weights"}
             for arm in (arm for arm, options in wanted if options == own):
                 found.setdefault(arm, {}).setdefault((row["split"], row["metric"]), {})[row["seed"]] = row["value"]

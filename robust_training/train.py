@@ -118,16 +118,12 @@ def make_model(o, classes):
     return model
 
 
-def make_augmentation(o, classes, device):
+def make_augmentation(o, classes):
     """How batches become examples."""
-    fill = None
-    if o["inpaint"] == "cagan" and o["dataset"] == "digits":
-        painter = inpainter.restore(storage.load_checkpoint(o["inpainter"] / "ckpt/best.pt")).to(device)
-        fill = painter.fill
     side = data.RECIPES[o["dataset"]].size
     grid = (round(GRID[0] * side), round(GRID[1] * side), *GRID[2:]) if o["grid_mask"] else None
-    return objective.Augmentation(len(classes), o["inpaint"], o["f_inpaint"], fill, o["mixup"], o["label_smoothing"],
-                                  grid, o["pgd_steps"])  # fmt: skip
+    return objective.Augmentation(len(classes), o["inpaint"], o["f_inpaint"], o["mixup"], o["label_smoothing"], grid,
+                                  o["pgd_steps"])  # fmt: skip
 
 
 def sources(o, device):
@@ -139,7 +135,10 @@ def sources(o, device):
         found[split] = data.source(o["dataset"], split, o["labels"], o["root"], device, o["seed"],
                                    o["infills"] if training else None, o["workers"], marked or not training)
         if o["test_run"]:
-            found[split] = data.First(found[split], TEST_IMAGES)
+            found[split] = found[split].first(TEST_IMAGES)
+    if o["inpaint"] == "cagan" and o["dataset"] == "digits":
+        painter = inpainter.restore(storage.load_checkpoint(o["inpainter"] / "ckpt/best.pt")).to(device)
+        found["train"].paint_over(painter.fill)
     return found
 
 
@@ -155,7 +154,7 @@ def main(**o):
     if o["dataset"] == "digits" and o["inpaint"] == "cagan":
         kept["inpainter_weights"] = storage.digest(o["inpainter"] / "ckpt/best.pt")
     splits = sources(o, device)
-    trained = fitting.train(path, kept, make_model(o, classes), make_augmentation(o, classes, device),
+    trained = fitting.train(path, kept, make_model(o, classes), make_augmentation(o, classes),
                             splits["train"], splits["val"], device, o["devices"])
     if trained is None:  # another process than the first
         return

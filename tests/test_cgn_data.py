@@ -7,6 +7,7 @@ import torch
 from conftest import PUBLISHED
 from PIL import Image
 
+import datasets
 import experiment
 import textures
 from cgn import data
@@ -120,7 +121,7 @@ def test_a_wildlife_image_is_cut_out_of_its_textures(variants):
     some = scenes(variant, 5)
     windows = variant.textures[1][some.labels[0]].permute(1, 2, 0, 3, 4)
     ground = (~some.masks[0]).expand(3, -1, -1)
-    off = (data.from_bytes(windows) - some.images[0]).abs() * ground
+    off = (datasets.from_bytes(windows) - some.images[0]).abs() * ground
     assert off.amax((2, 3, 4)).min() < 1e-6
 
 

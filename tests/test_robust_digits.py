@@ -71,3 +71,14 @@ def test_the_sheet(call, tmp_path):
     assert code == 0
     assert (tmp_path / "splits_two.png").is_file()
     assert "splits_two.png" in out
+
+
+def test_painting_over_keeps_one_infill_for_each_image_in_any_order():
+    scenes = digits.read("ten", "val").first(230)
+    scenes.paint_over(lambda images, holes: torch.where(holes, images.mean((1, 2, 3), keepdim=True), images))
+    assert scenes.infills.shape == (230, 3, 64, 64)
+    for batch in scenes.batches(50, stream_seed=3):
+        around = torch.where(batch.rectangles, 0.0, (batch.infills - batch.images).abs())
+        assert around.max() == 0
+        inside = torch.where(batch.rectangles, (batch.infills - batch.images.mean((1, 2, 3), keepdim=True)).abs(), 0.0)
+        assert inside.max() <= 1 / 127.5

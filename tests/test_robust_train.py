@@ -95,7 +95,11 @@ def test_a_run_its_records_and_its_row(call, tmp_path):
     records = storage.read_lines(tmp_path / "metrics.jsonl")
     splits = {record["split"] for record in records}
     assert {"val", *digits.TESTS, "original+flip", "bg_gap", "original, grad_y", "original, deeplift"} <= splits
-    by = {(record["split"], record["metric"]): record for record in records}
+    by = {(record["split"], record["metric"]): record for record in records if not record["setting"]}
+    bins = [record for record in records if record["split"] == "flip" and record["metric"] == "reliability"]
+    assert [record["setting"]["bin"] for record in bins] == list(range(10))
+    right = sum(record["n"] * record["value"] for record in bins if record["n"])
+    assert right / sum(record["n"] for record in bins) == pytest.approx(by["flip", "accuracy"]["value"])
     gap = by["mixed_same", "accuracy"]["value"] - by["mixed_rand", "accuracy"]["value"]
     assert by["bg_gap", "bg_gap"]["value"] == pytest.approx(gap)
     assert by["original", "worst_group"]["value"] <= by["original", "accuracy"]["value"]
