@@ -11,7 +11,6 @@ largest difference is recorded beside the ratio.
 
 import copy
 import statistics
-import time
 from pathlib import Path
 
 import torch
@@ -57,15 +56,8 @@ def score_by_loop(model, images, strength):
 
 def compare(ours, baseline, repeats, device):
     """(median ratio of the baseline's seconds to ours, ours in seconds, largest difference of the results)."""
-    def seconds(side):
-        experiment.synchronize(device)
-        started = time.perf_counter()
-        result = side()
-        experiment.synchronize(device)
-        return time.perf_counter() - started, result
-
     ours(), baseline()  # once to warm up
-    pairs = [(seconds(ours), seconds(baseline)) for _ in range(repeats)]
+    pairs = [(experiment.seconds(ours, device), experiment.seconds(baseline, device)) for _ in range(repeats)]
     gap = max(float((a[1] - b[1]).abs().max()) for a, b in pairs)
     return statistics.median(b[0] / a[0] for a, b in pairs), statistics.median(a[0] for a, _ in pairs), gap
 

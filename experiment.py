@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable
@@ -200,6 +201,15 @@ def synchronize(device):
     """Wait for what was sent to the device, so that a clock read now counts it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds(side, device):
+    """(seconds that side() takes until the device has done with it, what it returns)."""
+    synchronize(device)
+    started = time.perf_counter()
+    result = side()
+    synchronize(device)
+    return time.perf_counter() - started, result
 
 
 class Terms:

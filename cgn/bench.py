@@ -12,7 +12,6 @@ it; class statistics measured once, against those of the real batch whenever tex
 
 import functools
 import statistics
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,11 +54,7 @@ def classifier_side(name, batch, draw, context, device, seed):
 
 
 def per_second(side, steps, device):
-    experiment.synchronize(device)
-    started = time.perf_counter()
-    side.run(steps)
-    experiment.synchronize(device)
-    return steps * side.images / (time.perf_counter() - started)
+    return steps * side.images / experiment.seconds(lambda: side.run(steps), device)[0]
 
 
 def compare(ours, baseline, steps, repeats, device):

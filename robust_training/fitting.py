@@ -29,6 +29,14 @@ def outputs_of(options, classes):
     return losses.outputs(options["cf_loss"] if options["inpaint"] != "none" else None, classes)
 
 
+def balanced(source):
+    """How often each image is drawn so that all groups that are there come equally often (N,), float64."""
+    if (source.places < 0).any():
+        raise experiment.UserError("--group-dro needs images whose background is known; those of this set are not")
+    groups = losses.groups_of(source.labels, source.places).cpu()
+    return 1 / groups.bincount().double()[groups]
+
+
 class Schedule:
     """The learning rate of a recipe: step() after each step, epoch(loss) after each epoch, whichever counts."""
 
@@ -75,7 +83,7 @@ class Fitting:
         o, worst = options, None
         if o["group_dro"]:
             worst = losses.WorstGroup(2 * self.classes, o["group_dro"], self.device)
-        self.worst = worst
+        self.worst, self.shares = worst, None if worst is None else balanced(train)
         objective = Objective(self.plain, o["cf_loss"], o["cf_coeff"], o["reg"], o["reg_grad"], o["reg_coeff"], worst)
         optimiser = make_optimiser(self.recipe, objective.parameters(), o["lr"])
         self.objective, self.optimiser = self.fabric.setup(objective, optimiser)
@@ -121,7 +129,7 @@ class Fitting:
         """Mean of each term over the epoch's steps."""
         self.objective.train()
         terms, advice = experiment.Terms(), "a smaller --lr or --reg-coeff is worth a try"
-        for k, batch in enumerate(self.train.batches(self.o["batch"], self.epoch), start=1):
+        for k, batch in enumerate(self.train.batches(self.o["batch"], self.epoch, self.shares), start=1):
             terms.add(self.step(batch.to(self.device), self.epoch * self.steps + k - 1))
             bar.update()
             if k % CHECK_EVERY == 0 or k == self.steps:

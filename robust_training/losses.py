@@ -67,7 +67,8 @@ def classification(logits, targets):
 class WorstGroup:
     """Group distributionally robust optimisation (Sagawa et al. 2020, algorithm 1): groups that do worse weigh more.
 
-    Weights q over the groups are multiplied by exp(rate * loss of the group) in every step, and sum to 1.
+    Weights q over the groups are multiplied by exp(rate * loss of the group) in every step, and sum to 1. As in their
+    experiments, batches should hold all groups alike (fitting.balanced).
     """
 
     def __init__(self, groups, rate, device):

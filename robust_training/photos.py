@@ -20,7 +20,7 @@ import datasets
 import experiment
 from experiment import UserError
 from public_sets import open_image
-from robust_training.batch import Batch, boxes_to_masks, from_masks, rectangles
+from robust_training.batch import Batch, boxes_to_masks, from_masks, order_of, rectangles
 
 CROPS = 20  # draws of a crop before one is laid around a pixel of the foreground
 RESIZES = ("squash", "short")
@@ -173,15 +173,13 @@ class Photos:
         return Photos(self.samples[:n], self.size, self.resize, self.train, self.infills, self.masks, self.workers,
                       self.seed)  # fmt: skip
 
-    def batches(self, size, stream_seed=None):
-        """Batches of size images, the last one of what is left, on the CPU; each image comes once.
+    def batches(self, size, stream_seed=None, shares=None):
+        """Batches of size images, the last one of what is left, on the CPU, in the order of batch.order_of.
 
         stream_seed None: in order, squashed. Else (say, the number of the epoch): shuffled and, for training, cropped
         and mirrored, from streams of this seed. Raises UserError at the first image with something wrong.
         """
-        order = torch.arange(len(self))
-        if stream_seed is not None:
-            order = torch.randperm(len(self), generator=experiment.generator(self.seed, f"{stream_seed}/order"))
+        order = order_of(len(self), self.seed, stream_seed, shares)
         loader = DataLoader(_Pictures(self, stream_seed), batch_size=size, sampler=order.tolist(),
                             num_workers=self.workers, collate_fn=self._collate, pin_memory=torch.cuda.is_available(),
                             generator=experiment.generator(self.seed, "loader"))  # else it draws from the global one

@@ -43,7 +43,7 @@ REG_COEFF: experiment.NotNegative = 10.0  # its weight (published example, at 22
 MIXUP: experiment.NotNegative = 0.0  # alpha of mixup; 0: none
 LABEL_SMOOTHING: experiment.NotNegative = 0.0  # share that is spread over all classes
 GRID_MASK: bool = False  # hide a grid of squares; periods of 96 to 224 of 224 pixels, ratio .6, share .8 (published)
-GROUP_DRO: experiment.NotNegative = 0.0  # rate at which the weights of worse groups grow (Sagawa: 0.01); 0: none
+GROUP_DRO: experiment.NotNegative = 0.0  # rate at which worse groups gain weight (Sagawa: 0.01, groups drawn evenly)
 
 # --- how -----------------------------------------------------------------------------------------
 BACKBONE: str | None = None  # small, bit or a classifier of torchvision; by default the data set's

@@ -9,7 +9,7 @@ from conftest import shell
 
 import experiment
 import storage
-from robust_training import backbones, data, digits, evaluate, losses, objective, train
+from robust_training import backbones, data, digits, evaluate, fitting, losses, objective, train
 from robust_training.batch import from_masks
 
 TINY = ("--test-run", "--epochs", "2", "--batch", "50")
@@ -37,6 +37,21 @@ def model():
 
 def table(path):
     return list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
+
+
+def test_group_dro_draws_groups_evenly_and_plain_training_draws_each_image_once():
+    scenes = digits.read("ten", "train")
+    groups = losses.groups_of(scenes.labels, scenes.places)
+    present, shares = groups.unique(), fitting.balanced(scenes)
+    batches = [batch for epoch in range(20) for batch in scenes.batches(64, epoch, shares)]
+    seen = torch.cat([losses.groups_of(batch.labels, batch.places) for batch in batches])
+    found = torch.bincount(seen, minlength=20)[present] / len(seen)
+    assert (found - 1 / len(present)).abs().max() < 5 * (1 / len(present) / len(seen)) ** 0.5
+    once = torch.cat([batch.images.flatten(1) for batch in scenes.batches(64, 0)])
+    assert len(once.unique(dim=0)) == len(scenes)
+    scenes.places[0] = -1
+    with pytest.raises(experiment.UserError, match="background is known"):
+        fitting.balanced(scenes)
 
 
 # --- a step ---------------------------------------------------------------------------------------
@@ -124,7 +139,6 @@ def test_the_original_spelling_of_options_works(call, tmp_path):
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, call):
     more = ("--inpaint", "random", "--group-dro", "0.01", "--results", tmp_path)
     assert call("robust_training.train", *TINY, *more, "--run", tmp_path / "whole")[0] == 0
-    from robust_training import fitting
     after, seen = fitting.Fitting.after_epoch, []
 
     def stop(self, *arguments):
