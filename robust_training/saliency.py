@@ -12,6 +12,7 @@ Maps of images (B, 3, H, W) for the class of each row (`maps`):
 Penalties on them (`penalty`), each a mean over the images whose foreground is known, which is 0 if there is none:
 
     bbox_o   mean square outside the box, over pixels and channels: its coefficient is tied to the size of the image
+    mask_o   the same outside the outline (ours: a box may hold much background)
     bbox_f1  1 - soft F1 of the box with the squared map, scaled to at most 1 within its own image
     gs       1 - cosine of the map and of the change that a counterfactual makes (Teney et al. 2020)
 
@@ -149,33 +150,38 @@ def deeplift_shap(model, images, labels, baselines):
 # --- penalties ------------------------------------------------------------------------------------
 
 
-def outside(maps, rectangles, counterfactuals, images):
+def outside_box(maps, batch, counterfactuals):
     """(B,): mean square of the maps outside the boxes, over all pixels and channels (published)."""
-    return (maps * ~rectangles).square().flatten(1).mean(1)
+    return (maps * ~batch.rectangles).square().flatten(1).mean(1)
 
 
-def overlap(maps, rectangles, counterfactuals, images):
+def outside_outline(maps, batch, counterfactuals):
+    """(B,): the same outside the masks."""
+    return (maps * ~batch.masks).square().flatten(1).mean(1)
+
+
+def overlap(maps, batch, counterfactuals):
     """(B,): 1 - 2 sum(s m) / (sum(s) + sum(m)), s the squared maps scaled to at most 1 in each image, m the boxes."""
     squares = maps.square().sum(1, keepdim=True).flatten(1)
     squares = squares / squares.amax(1, keepdim=True).clamp(min=1e-12)
-    inside = rectangles.flatten(1).to(squares.dtype)
+    inside = batch.rectangles.flatten(1).to(squares.dtype)
     return 1 - 2 * (squares * inside).sum(1) / (squares.sum(1) + inside.sum(1)).clamp(min=1e-12)
 
 
-def supervision(maps, rectangles, counterfactuals, images):
+def supervision(maps, batch, counterfactuals):
     """(B,): 1 - cosine of the maps and images - counterfactuals."""
     if counterfactuals is None:
         raise UserError("gs compares gradients with counterfactuals: choose an --inpaint")
-    if maps.shape != images.shape:
+    if maps.shape != batch.images.shape:
         raise UserError("gs compares gradients with images: grad_cam has no gradient for each channel of a pixel")
-    return 1 - F.cosine_similarity(maps.flatten(1), (images - counterfactuals).flatten(1), 1, 1e-8)
+    return 1 - F.cosine_similarity(maps.flatten(1), (batch.images - counterfactuals).flatten(1), 1, 1e-8)
 
 
-PENALTIES = {"bbox_o": outside, "bbox_f1": overlap, "gs": supervision}
+PENALTIES = {"bbox_o": outside_box, "mask_o": outside_outline, "bbox_f1": overlap, "gs": supervision}
 
 
 def penalty(name, maps, batch, counterfactuals=None):
     """A scalar: the penalty called `name` of the maps of a Batch, over the images whose foreground is known."""
-    per_image = one_of(PENALTIES, "saliency penalty", name)(maps, batch.rectangles, counterfactuals, batch.images)
+    per_image = one_of(PENALTIES, "saliency penalty", name)(maps, batch, counterfactuals)
     known = batch.known.to(per_image.dtype)
     return (per_image * known).sum() / known.sum().clamp(min=1)

@@ -35,7 +35,7 @@ CF_COEFF: experiment.NotNegative = 1.0  # its weight (published)
 PGD_STEPS: experiment.Count = augment.PGD_STEPS  # of f-inpaint pgd (published)
 
 # --- saliency ------------------------------------------------------------------------------------
-REG: Literal["none", "bbox_o", "bbox_f1", "gs"] = "none"  # penalty on saliency maps
+REG: Literal["none", "bbox_o", "mask_o", "bbox_f1", "gs"] = "none"  # penalty on saliency maps
 REG_GRAD: Literal["grad_y", "grad_sum", "grad_logp_y", "grad_logp_sum", "deeplift", "grad_cam"] = "grad_y"  # the maps
 REG_COEFF: experiment.NotNegative = 10.0  # its weight (published example, at 224 pixels)
 

@@ -122,6 +122,9 @@ def test_penalties_by_hand():
     some = from_masks(some.images, some.labels, some.places, masks)  # half of the first, nothing of the second
     maps = torch.full((2, 3, 4, 4), 2.0, dtype=torch.double)
     assert float(saliency.penalty("bbox_o", maps, some)) == pytest.approx(4 * 0.5)
+    hollow = some.but(masks=some.masks & (torch.arange(some.masks.shape[3]) % 2 == 0))
+    assert float(saliency.penalty("mask_o", maps, hollow)) == pytest.approx(4 * 12 / 16)
+    assert float(saliency.penalty("bbox_o", maps, hollow)) == pytest.approx(4 * 0.5)
     assert float(saliency.penalty("bbox_f1", maps, some)) == pytest.approx(1 - 2 * 8 / (16 + 8))
     same = saliency.penalty("gs", some.images - 0.25, some, torch.full_like(some.images, 0.25))
     assert float(same) == pytest.approx(0)
