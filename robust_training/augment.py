@@ -62,13 +62,16 @@ def noise(batch, stream):
 
 def shuffled(images, region, stream):
     """The pixels of a region (B, 1, H, W) in another order, each image by itself, channels together."""
-    b, c, h, w = images.shape
-    inside = region.view(b, h * w)
-    keys = torch.rand(b, h * w, generator=stream).to(images.device) + 2 * ~inside
-    order = keys.argsort(1)  # first the pixels inside, in random order
-    rank = (inside.cumsum(1) - 1).clamp(min=0)  # which of those inside a pixel is
-    source = torch.where(inside, order.gather(1, rank), torch.arange(h * w, device=images.device))
-    return images.flatten(2).gather(2, source[:, None].expand(-1, c, -1)).view(b, c, h, w)
+    inside = region.flatten(1)
+    image, pixel = inside.nonzero(as_tuple=True)  # image by image
+    orders, start = [], 0
+    for size in inside.sum(1).tolist():
+        orders.append(start + torch.randperm(size, generator=stream))
+        start += size
+    source = torch.cat(orders).to(images.device)
+    made = images.flatten(2).transpose(1, 2).clone()  # (B, HW, C): the channels of a pixel lie together
+    made[image, pixel] = made[image[source], pixel[source]]
+    return made.transpose(1, 2).reshape(images.shape)
 
 
 def strips(rectangles):
@@ -96,8 +99,8 @@ def tiled(images, rectangles):
     area, row, rows, column, columns = (part[:, None] for part in strips(rectangles))
     wrap = lambda size, start, period: start + (torch.arange(size, device=images.device) - start) % period.clamp(min=1)
     y, x = wrap(h, row, rows), wrap(w, column, columns)  # (B, H), (B, W)
-    source = (y[:, :, None] * w + x[:, None]).view(b, 1, h * w).expand(-1, c, -1).clamp(0, h * w - 1)
-    return images.flatten(2).gather(2, source).view(b, c, h, w) * (area > 0)[:, :, None, None]
+    source = (y[:, :, None] * w + x[:, None]).view(b, 1, h * w).clamp(0, h * w - 1)
+    return images.flatten(2).gather(2, source.expand(-1, c, -1)).view(b, c, h, w) * (area > 0)[:, :, None, None]
 
 
 def cagan(batch, stream):
