@@ -93,6 +93,33 @@ def boxes(path, panels, title, y_label):
     save(figure, path)
 
 
+def bars(path, groups, rows, title, x_label, limits):
+    """Horizontal bars with intervals, side by side for each row, and a point for each single value.
+
+    groups: (label, colour name) of the bars of a row, from top to bottom. rows: a list of (label, bars), each bar
+    (mean, half width of its interval or nan, single values).
+    """
+    figure = Figure(figsize=(7.2, 0.9 + (0.12 + 0.17 * len(groups)) * len(rows)), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
+    axes, height = figure.subplots(), 0.8 / len(groups)
+    for j, (label, colour) in enumerate(groups):
+        places = numpy.arange(len(rows)) + (j + 0.5) * height - 0.4
+        means, halves, values = zip(*(bars[j] for _, bars in rows), strict=True)
+        axes.barh(places, means, height, color=COLOURS[colour], alpha=0.55, label=label)
+        axes.errorbar(means, places, xerr=halves, fmt="none", ecolor=INK, elinewidth=0.8)
+        for place, single in zip(places, values, strict=True):
+            axes.plot(single, [place] * len(single), "o", color=COLOURS[colour], markersize=2.5)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(*limits)
+    axes.set_xlabel(x_label, **STYLE)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(alpha=0.25, linewidth=0.6, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=len(groups), labelcolor=INK)
+    save(figure, path)
+
+
 def scatters(path, panels, title):
     """Panels of one plane side by side, points coloured by class.
 

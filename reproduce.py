@@ -28,6 +28,7 @@ from cgn import plan, report
 from cgn.data import Variant
 from robust_training import plan as robust_plan
 from robust_training import report as robust_report
+from robust_training import train as robust_train
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -88,7 +89,7 @@ def of_cgn(commands):
 FULL |= of_cgn(plan.commands())
 FULL["robust_training.inpaint"] = Step("robust_training.inpaint", (), robust_report.FOLDER)
 FULL |= {f"robust_training.train {words}": Step("robust_training.train", tuple(words.split()), robust_report.FOLDER)
-         for words in robust_plan.commands()}  # fmt: skip
+         for words in robust_plan.everything()}
 TRAINS = ("train", "cgn.train")
 FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
@@ -133,7 +134,9 @@ def published_step(folder):
 def records_of(step):
     """The records that a step has left, those of its very options (a record leaves out what cannot matter)."""
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
-    found = storage.read_lines(Path(step.results) / storage.Records.FILE)
+    own = step.script == "robust_training.train"
+    found = storage.read_lines(Path(step.results) / (
+        robust_train.records_of(options["seed"]) if own else storage.Records.FILE))
     if "." in step.script:  # the scripts of a package share a folder
         options |= {name: options[name] and options[name].name for name in FILES & options.keys()}
         if "textures" in options:
@@ -141,7 +144,7 @@ def records_of(step):
         script = step.script if step.script in CGN else step.script.split(".")[1]
         found = [row for row in found if row["experiment"] == script]
     wanted = storage.plain_options(options)
-    if step.script == "robust_training.train":  # whose records hold the recipe's values where nothing was given
+    if own:  # whose records hold the recipe's values where nothing was given
         wanted = robust_report.options_of(" ".join(step.arguments))
     return [row for row in found
             if all(row["options"].get(name, value) == value for name, value in wanted.items())]
@@ -280,7 +283,7 @@ def readme_blocks():
         "part 4 claims": counterfactual_report.claims(cells),
         "part 4 helix": counterfactual_report.helix_table(needed(FULL["helix"])),
         **report.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
-        **robust_report.blocks(storage.read_lines(Path(robust_report.FOLDER) / storage.Records.FILE)),
+        **robust_report.blocks(robust_report.read()),
         "training": training_table(),
         "speed": bench_table(),
         "speed step": step_sentence(),

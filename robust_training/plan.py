@@ -25,7 +25,7 @@ PENALTIES = {  # {name: (options, coefficients tried)}
     "bbox_o of deeplift": ("--reg bbox_o --reg-grad deeplift", (1e5,)),
     "bbox_o of grad_logp_y": ("--reg bbox_o --reg-grad grad_logp_y", (1e3, 1e4, 1e5)),
 }
-TAKEN = {"bbox_o": 1e4, "mask_o": 1e4, "bbox_f1": 1, "gs, with CF tile": 0.1, "bbox_o of grad_cam": 1e3,
+TAKEN = {"bbox_o": 1e4, "mask_o": 1e4, "bbox_f1": 1, "gs, with CF tile": 0.1, "bbox_o of grad_cam": 1e5,
          "bbox_o of deeplift": 1e5, "bbox_o of grad_logp_y": 1e4}  # fmt: skip
 PUBLISHED = "--reg bbox_o --reg-coeff 10"  # an example of theirs, at 224 pixels
 TWO = ("plain", f"CF {BEST[0]}", f"F {BEST[1]}", f"CF {BEST[0]} + F {BEST[1]}", "Sal", "group-DRO")  # on two labels

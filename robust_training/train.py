@@ -6,9 +6,9 @@
     python -m robust_training.train --dataset wb --inpaint cagan --f-inpaint shuffle --reg bbox_o --reg-coeff 10
 
 The last is a published run; it wants the data (robust_training.fetch) and cagan's images (--infills). Writes
-runs/robust_NAME/ (options.json, log.jsonl, ckpt/{best,last}.pt), records to results/robust_training/ and a row to its
-SET_results.tsv, with the columns of the original: one for each metric of each split, then every option; -999 where a
-value is missing. A run that was killed goes on after its last epoch and ends with the same bytes.
+runs/robust_NAME/ (options.json, log.jsonl, ckpt/{best,last}.pt), records to results/robust_training/metrics_seedN.jsonl
+and a row to SET_results.tsv beside it, with the columns of the original: one for each metric of each split, then every
+option; -999 where a value is missing. A run that was killed goes on after its last epoch and ends with the same bytes.
 """
 
 from pathlib import Path
@@ -137,9 +137,18 @@ def sources(o, device):
         if o["test_run"]:
             found[split] = found[split].first(TEST_IMAGES)
     if o["inpaint"] == "cagan" and o["dataset"] == "digits":
-        painter = inpainter.restore(storage.load_checkpoint(o["inpainter"] / "ckpt/best.pt")).to(device)
-        found["train"].paint_over(painter.fill)
+        found["train"].paint_over(painter(o["inpainter"], device).fill)
     return found
+
+
+def painter(run, device):
+    """The inpainter of a run folder of inpaint.py."""
+    return inpainter.restore(storage.load_checkpoint(run / "ckpt/best.pt")).to(device)
+
+
+def records_of(seed):
+    """The file in which a seed's records are: there are many, and one file would grow too large to keep."""
+    return f"metrics_seed{seed}.jsonl"
 
 
 def main(**o):
@@ -159,7 +168,7 @@ def main(**o):
     if trained is None:  # another process than the first
         return
     best, fresh = trained
-    records = storage.Records(results, "train", kept, device)
+    records = storage.Records(results, "train", kept, device, records_of(o["seed"]))
     if records.earlier() and not fresh:
         print(f"{path}: trained and measured before")
         return

@@ -39,9 +39,10 @@ FLOORS = [
     {"robust_training.data", "robust_training.objective", "robust_training.inpainter", "robust_training.fetch"},
     {"robust_training.inpaint", "robust_training.evaluate"},
     {"robust_training.fitting"},
-    {"robust_training.train"},
+    {"robust_training.train", "robust_training.bench"},
     {"robust_training.plan"},
     {"robust_training.report"},
+    {"robust_training.show"},
     {"bench"},
     {"reproduce"},
 ]
@@ -49,7 +50,8 @@ HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
 SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals",
            "targeted_finetuning", "latent_counterfactuals", "cgn.data", "cgn.train", "cgn.generate", "cgn.classify",
            "cgn.explain", "cgn.analyse", "cgn.bench", "robust_training.digits", "robust_training.fetch",
-           "robust_training.inpaint", "robust_training.train", "bench", "reproduce"]
+           "robust_training.inpaint", "robust_training.train", "robust_training.bench", "robust_training.show", "bench",
+           "reproduce"]
 TAKES_ALL = {"train", "robust_training.train"}  # whose main passes its options on by name
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("cgn/[!_]*.py"), *ROOT.glob("robust_training/[!_]*.py")])
 

@@ -107,7 +107,7 @@ def test_a_run_its_records_and_its_row(call, tmp_path):
     code, out, error = call("robust_training.train", *arguments)
     assert (code, error) == (0, "")
     assert "digits_tile_fshuffle_bbox_o_reg10_test_s5, flip: accuracy" in out
-    records = storage.read_lines(tmp_path / "metrics.jsonl")
+    records = storage.read_lines(tmp_path / "metrics_seed5.jsonl")
     splits = {record["split"] for record in records}
     assert {"val", *digits.TESTS, "original+flip", "bg_gap", "original, grad_y", "original, deeplift"} <= splits
     by = {(record["split"], record["metric"]): record for record in records if not record["setting"]}
@@ -187,7 +187,7 @@ def test_what_cannot_be_is_said_in_one_line(call, tmp_path, arguments, message):
     assert (code, out) == (2, "")
     assert message in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "metrics.jsonl").exists()
+    assert not (tmp_path / "metrics_seed5.jsonl").exists()
 
 
 def test_a_loss_that_is_not_finite_names_its_term(call, tmp_path):
