@@ -77,19 +77,22 @@ PICTURES = ("--dataset mnist",
             "--dataset crowds --model glow --minimize --index 3")  # fmt: skip
 for words in PICTURES:
     FULL[words] = Step("latent_counterfactuals", tuple(words.split()), LATENT)
-CGN = {"cgn.bench": "results/bench"}  # whose records are not with those of its package
+BENCHES = ("cgn.bench", "robust_training.bench")  # whose records are not with those of their packages
 
 
 def of_cgn(commands):
     """The steps of a plan of part 5."""
-    return {name: Step(command.script, tuple(command.words.split()), CGN.get(command.script, report.FOLDER),
-                       command.needed_by) for name, command in commands.items()}  # fmt: skip
+    folder = lambda script: "results/bench" if script in BENCHES else report.FOLDER
+    return {name: Step(command.script, tuple(command.words.split()), folder(command.script), command.needed_by)
+            for name, command in commands.items()}  # fmt: skip
 
 
 FULL |= of_cgn(plan.commands())
 FULL["robust_training.inpaint"] = Step("robust_training.inpaint", (), robust_report.FOLDER)
 FULL |= {f"robust_training.train {words}": Step("robust_training.train", tuple(words.split()), robust_report.FOLDER)
          for words in robust_plan.everything()}
+FULL |= {"robust_training.show": Step("robust_training.show", (), robust_report.FOLDER),
+         "robust_training.bench": Step("robust_training.bench", (), "results/bench")}  # fmt: skip
 TRAINS = ("train", "cgn.train")
 FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
@@ -115,6 +118,10 @@ FAST = {
     "cgn, original": Step("cgn.classify", (*QUICK_CGN, "--on", "original", "--steps", "150"), "results/quick/cgn"),
     "cgn, abducted": Step("cgn.classify", (*QUICK_CGN, "--on", "abducted", "--steps", "300", "--size", "30000"),
                           "results/quick/cgn"),
+    **{f"robust, {arm}": Step("robust_training.train", (
+        "--epochs", "3", *words.split(), "--run", f"runs/quick/robust_{arm}", "--results", "results/quick/robust"),
+        "results/quick/robust") for arm, words in {
+            "plain": "", "tile_mixed_rand": "--inpaint tile --f-inpaint mixed_rand"}.items()},
 }  # fmt: skip
 
 
@@ -141,7 +148,7 @@ def records_of(step):
         options |= {name: options[name] and options[name].name for name in FILES & options.keys()}
         if "textures" in options:
             options["textures"] = textures_name(options.get("variant"), options["textures"])
-        script = step.script if step.script in CGN else step.script.split(".")[1]
+        script = step.script if step.script in BENCHES else step.script.split(".")[1]
         found = [row for row in found if row["experiment"] == script]
     wanted = storage.plain_options(options)
     if own:  # whose records hold the recipe's values where nothing was given
@@ -199,7 +206,8 @@ def summary(steps, setting):
                         ("2", construction_lines(needed(steps["constructive"]))),
                         ("3", finetuning_lines(needed(steps["targeted"]))),
                         ("4", latent_lines(steps)),
-                        ("5", cgn_lines(steps))):
+                        ("5", cgn_lines(steps)),
+                        ("6", robust_lines(steps))):
         rows += [[part, *line] for line in lines]
     return f"Setting: {setting}\n\n" + tables.markdown(["part", "measured", "value", "samples"], rows)
 
@@ -259,6 +267,17 @@ def cgn_lines(steps):
     return [[f"accuracy, trained on {arm} ({variant}, {split}; {size:,} images, {ratio} of each shape)",
              f"{tables.mean_of(values.values()):.4f}", f"{len(values)} seeds x 10,000 images"]
             for (arm, variant, split, size, ratio), values in found.items()]
+
+
+def robust_lines(steps):
+    """Test accuracies on flipped grounds, averaged over the seeds."""
+    found = {}
+    for step in steps.values():
+        if step.script == "robust_training.train":
+            row = next(row for row in needed(step) if (row["split"], row["metric"]) == ("flip", "accuracy"))
+            found.setdefault(row["arm"], []).append((row["value"], row["n"]))
+    return [[f"accuracy on flipped grounds, {arm}", f"{tables.mean_of(value for value, _ in values):.4f}",
+             f"{len(values)} seeds x {values[0][1]:,} images"] for arm, values in found.items()]
 
 
 # --- README.md ----------------------------------------------------------------------------------------
