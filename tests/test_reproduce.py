@@ -31,8 +31,8 @@ def test_the_full_plan_is_the_constants_at_the_top_of_the_scripts():
 def test_quick_results_are_kept_apart():
     for step in reproduce.FAST.values():
         assert step.results.startswith("results/quick/")
-        quick = {"runs/quick/vae_512_no0", "runs/quick/cgn_double_colored"}
-        assert quick & {*step.arguments} or step.script == "latent_counterfactuals"
+        quick = any(word.startswith("runs/quick/") for word in step.arguments)
+        assert quick or step.script == "latent_counterfactuals"
 
 
 def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
