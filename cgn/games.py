@@ -1,70 +1,18 @@
 """What one training step of a generator is: `PartsGame` (ours) and `ImageGame` (published, and the baseline).
 
-    game.step(number)     one step of every adversary and every mechanism; returns {term: a number on the device}
-    game.average          the generator's running average, which is what is kept
-    game.state()          everything that a later step depends on; game.restore(state) takes it up
-
-Every draw of a step comes from streams named by its number, so that a training taken up again goes on unchanged.
+Both are a trainer.Game of a generator against its adversaries; what is kept is the generator's running average.
 """
-
-import copy
 
 import torch
 
 import experiment
 from cgn import losses, mechanisms
+from trainer import Game
 
 EVERY = 4  # steps between two looks at Gram matrices, which then count so many times (Karras et al. 2020, appendix B)
-DECAY = 0.998  # of the running average of the generator's weights, a step (Karras et al. 2018)
 
 
-class _Game:
-    """The generator, its running average, its adversaries and an optimizer for each side."""
-
-    def __init__(self, generator, adversaries, lr, betas, context, seed, falling=True):
-        """context: makes the context that networks run in; falling: whether the rate goes down in the second half."""
-        self.falling = falling
-        self.generator, self.adversaries, self.context, self.seed = generator, adversaries, context, seed
-        self.average = copy.deepcopy(generator).requires_grad_(False).eval()
-        adam = lambda net: torch.optim.Adam(net.parameters(), lr, betas=betas, fused=True)
-        self.optimizers = {"generator": adam(generator), "adversaries": adam(adversaries)}
-        self.lr = lr
-
-    def stream(self, purpose, number):
-        return experiment.generator(self.seed, f"{purpose}/{number}")
-
-    def set_rate(self, share):
-        """Adam's rate at this share of the training: constant for half of it, then, if it falls, down to zero."""
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * (min(1.0, 2 * (1 - share)) if self.falling else 1.0)
-
-    def move(self, side, loss):
-        self.optimizers[side].zero_grad()
-        loss.backward()
-        self.optimizers[side].step()
-
-    @torch.no_grad()
-    def follow(self, number):
-        """Move the running average; it starts as a plain mean, so that the first weights do not linger."""
-        decay = min(DECAY, (number + 1) / (number + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
-        for mean, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            mean.copy_(now)
-
-    def state(self):
-        return {"generator": self.generator.state_dict(), "average": self.average.state_dict(),
-                "adversaries": self.adversaries.state_dict(),
-                "optimizers": {side: optimizer.state_dict() for side, optimizer in self.optimizers.items()}}
-
-    def restore(self, state):
-        for name in ("generator", "average", "adversaries"):
-            getattr(self, name).load_state_dict(state[name])
-        for side, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][side])
-
-
-class PartsGame(_Game):
+class PartsGame(Game):
     """Each mechanism against the part of real images that is its own, as abduction finds it.
 
     The shape's adversary sees opacities, those inferred from real images and those made. The textures' adversary sees
@@ -82,7 +30,9 @@ class PartsGame(_Game):
         adversaries = torch.nn.ModuleDict({"shape": mechanisms.Discriminator(1, width=16),
                                            "texture": mechanisms.Discriminator(4, width=16)})  # fmt: skip
         adversaries = adversaries.to(next(generator.parameters()).device, memory_format=torch.channels_last)
-        super().__init__(generator, adversaries, lr, self.BETAS, context, seed)
+        networks = {"generator": generator, "adversaries": adversaries}
+        super().__init__(networks, dict.fromkeys(networks, lr), self.BETAS, context, seed, ("generator",))
+        self.generator, self.adversaries = generator, adversaries
         self.batch, self.statistics, self.weights = batch, statistics, weights
 
     def step(self, number):
@@ -121,7 +71,7 @@ def _beside(images, alphas):
     return torch.cat([images, alphas * 2 - 1], 1)
 
 
-class ImageGame(_Game):
+class ImageGame(Game):
     """One adversary on whole images: the published objective, and what a GAN without mechanisms has.
 
     One latent and one label go to all mechanisms (published). weights: entropy, texture, edge, area; the Gram matrices
@@ -131,7 +81,9 @@ class ImageGame(_Game):
     def __init__(self, generator, adversary, adversarial, batch, statistics, weights, lr, betas, context, seed,
                  falling):  # fmt: skip
         """adversarial: losses.logistic or least_squares; statistics: a function from (made, real, labels) to a loss."""
-        super().__init__(generator, adversary, lr, betas, context, seed, falling)
+        networks = {"generator": generator, "adversaries": adversary}
+        super().__init__(networks, dict.fromkeys(networks, lr), betas, context, seed, ("generator",), falling)
+        self.generator, self.adversaries = generator, adversary
         self.batch, self.statistics, self.weights, self.adversarial = batch, statistics, weights, adversarial
 
     def step(self, number):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import datasets
 import experiment
 import storage
+import trainer
 from cgn import abduction, data, games, losses, mechanisms
 
 # --- what is trained ----------------------------------------------------------------------------
@@ -58,9 +59,8 @@ PUBLISHED = {"colored": (0.1, (0.05, 0.1, 0.01, 0.0), ("orthogonal", 0.1)),
              "wildlife": (0.3, (0.01, 0.05, 0.0, 0.01), ("normal", 0.03))}  # fmt: skip
 CANVAS = {"colored": 1, "double_colored": 1, "wildlife": 64}  # side of the textures' canvases: a colour is one pixel
 GAN_WIDTH = 16  # of the baseline; the replication's checkpoints have 64, at 13 times the cost
-SAVE_AFTER = 60  # seconds that a kill may cost
-LOG_EVERY = 100  # steps
 FRAMES = 20  # pictures of the GIF
+FILM = "frames.pt"  # in the run folder
 COLLAPSED = (0.02, 0.6)  # a class whose mean mask is outside has collapsed: MNIST's digits cover 0.08 to 0.25
 
 
@@ -164,25 +164,23 @@ def make_game(options, variant, shapes, opacities, context):
 # --- the run -------------------------------------------------------------------------------------------
 
 
-class Run:
-    """A training in its folder: abduction first, then the game; saved on the way, and taken up where it was."""
+class Course(trainer.Training):
+    """A training in its folder: abduction first, then the game."""
 
     def __init__(self, folder, options, variant):
-        self.folder, self.options, self.variant = folder, options, variant
-        self.shapes = variant.shapes("train")
-        self.abduction, self.frames, self.step = None, [], 0
-        self.last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
-        self.iou, self.lines = self.last.get("iou"), self.last.get("lines", 0)
-        self.log = folder.open_log(keep=self.lines)  # now: with it the folder belongs to these options
-        if options["abduction"]:
-            self.find_shapes()
-        opacities = self.infer() if options["abduction"] else None
-        self.game = make_game(options, variant, self.shapes, opacities, self.context(small=True))
-        if "game" in self.last:
-            self.game.restore(self.last["game"])
-            self.step, self.frames = self.last["step"], list(self.last["frames"])
+        self.variant, self.shapes = variant, variant.shapes("train")
+        self.abduction, self.iou, self.frames = None, None, []
+        super().__init__(folder, options)
+        if self.step and (folder.path / FILM).exists():  # written before last.pt, the pictures may be ahead of it
+            self.frames = list(storage.load_checkpoint(folder.path / FILM)["frames"])[: self.step // self.every]
         if self.abduction and not self.lines:
             self.write({"event": "abduction", "iou": self.iou, "seconds": self.last["seconds"]})
+
+    def begin(self):
+        if self.options["abduction"]:
+            self.find_shapes()
+        opacities = self.infer() if self.options["abduction"] else None
+        return make_game(self.options, self.variant, self.shapes, opacities, self.context(small=True))
 
     def context(self, small):
         """What makes the context that networks run in; small: those of the game, whose layers are."""
@@ -216,33 +214,14 @@ class Run:
         storage.save_checkpoint(self.folder.path / "opacities.pt", {"alphas": found[1], "labels": found[2]})
         return found
 
-    def go_on(self):
-        """The steps that are still to be done; raises UserError if a loss is not finite."""
-        total, saved = self.options["steps"], time.perf_counter()
-        terms, started = experiment.Terms(), time.perf_counter()
-        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
-            while self.step < total:
-                self.game.set_rate(self.step / total)
-                terms.add(self.game.step(self.step))
-                self.step += 1
-                bar.update()
-                if self.step % max(1, total // FRAMES) == 0:
-                    self.frames.append(self.picture())
-                if self.step % LOG_EVERY == 0 or self.step == total:
-                    self.note(terms, time.perf_counter() - started)
-                    terms, started = experiment.Terms(), time.perf_counter()
-                    if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
-                        self.save()
-                        saved = time.perf_counter()
+    @property
+    def every(self):
+        """Steps between two pictures."""
+        return max(1, self.options["steps"] // FRAMES)
 
-    def note(self, terms, seconds):
-        """A line of the log."""
-        since = self.step % LOG_EVERY or LOG_EVERY
-        self.write({"step": self.step} | terms.means(since, self.step) | {"seconds": seconds})
-
-    def write(self, line):
-        self.log.write(storage.json_line(line))
-        self.lines += 1
+    def after_step(self):
+        if self.step % self.every == 0:
+            self.frames.append(self.picture())
 
     @torch.no_grad()
     def picture(self):
@@ -250,36 +229,27 @@ class Run:
         labels = torch.arange(data.CLASSES, device=self.variant.device)
         stream = experiment.generator(self.options["seed"], "frames")
         latents = mechanisms.draw_latents(len(labels), stream, labels.device)
-        parts = self.game.average.parts((labels,) * 3, latents, stream)
+        parts = self.game.averages["generator"].parts((labels,) * 3, latents, stream)
         shown = [parts.mask.expand(-1, 3, -1, -1) * 2 - 1, parts.object, parts.background, parts.image()]
-        shown = [(part + 1) / 2 for part in shown]
-        return (torch.stack(shown).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        return datasets.to_bytes(torch.stack(shown)).cpu()
+
+    def architecture(self):
+        model = self.options["model"]
+        return model, settings_of(model, self.variant.name), self.game.averages["generator"].state_dict()
+
+    def kept(self):
+        return {"iou": self.iou} | ({"abduction": self.abduction.state_dict()} if self.abduction else {})
 
     def save(self):
-        """Write last.pt, from which training goes on, and best.pt, which the other scripts load."""
-        model = self.options["model"]
-        made = {"name": model, "settings": settings_of(model, self.variant.name)}
-        kept = {"abduction": self.abduction.state_dict()} if self.abduction else {}
-        about = {"architecture": made, "options": self.options, "iou": self.iou} | kept
-        storage.save_checkpoint(self.folder.best, about | {"model": self.game.average.state_dict(), "step": self.step})
         if self.frames:
-            storage.save_checkpoint(self.folder.path / "frames.pt", {"frames": torch.stack(self.frames)})
-        storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "step": self.step,
-                                                           "frames": self.frames, "lines": self.lines})
+            storage.save_checkpoint(self.folder.path / FILM, {"frames": torch.stack(self.frames)})
+        super().save()
 
-
-def train(path, options, variant):
-    """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained)."""
-    with storage.RunFolder(path, options) as folder:
-        trained = not folder.finished()
-        if trained:
-            run = Run(folder, options, variant)
-            run.go_on()
-            has_masks = options["model"] != "gan"
-            gone = collapsed(mean_masks(run.game.average, variant.device, options["seed"])) if has_masks else []
-            run.write({"event": "finished", "steps": run.step, "collapsed": gone})
-            run.log.close()
-        return storage.load_checkpoint(folder.best), trained
+    def closing(self):
+        if self.options["model"] == "gan":
+            return {"collapsed": []}
+        means = mean_masks(self.game.averages["generator"], self.variant.device, self.options["seed"])
+        return {"collapsed": collapsed(means)}
 
 
 def collapsed(means):
@@ -336,7 +306,7 @@ def main(variant, model, textures, seed, device, precision, run, results, steps,
         "precision": precision, "abduction": abduction, "shape_adversary": shape_adversary,
         "texture_adversary": texture_adversary, "edge": edge, "features": features}  # fmt: skip
     path = run or run_of(model, variant, options["textures"], seed)
-    best, trained = train(path, options, painted)
+    best, trained = trainer.train(path, options, functools.partial(Course, variant=painted))
     measure(path, best, trained, options, device, results)
     print(f"{path}: {'trained' if trained else 'trained before'}, {best['step']:,} steps")
 

@@ -13,10 +13,8 @@ end: nothing is selected); the L1 error in holes of held-out images, beside thos
 around it; and a figure. A run that was killed goes on from last.pt and ends with the same bytes.
 """
 
-import copy
 import functools
 import itertools
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +28,7 @@ import experiment
 import figures
 import stand_ins
 import storage
+import trainer
 from experiment import UserError
 from robust_training import digits, formats, inpainter, photos
 from robust_training.batch import boxes_to_masks, rectangles
@@ -62,9 +61,6 @@ MEASURED = 1000  # images
 RING = 4  # pixels around a hole whose mean colour is a baseline
 KNOWN = 0.5  # weight of the L1 error in the known ground
 CRITICS_RATE = 0.5  # learning rate of the critics in those of the generator
-DECAY = 0.998  # of the running average of the generator's weights, a step (Karras et al. 2018)
-SAVE_AFTER = 60  # seconds that a kill may cost
-LOG_EVERY = 100  # steps
 
 
 # --- data --------------------------------------------------------------------------------------------
@@ -104,38 +100,27 @@ def batches(source, size, start):
 # --- training ----------------------------------------------------------------------------------------
 
 
-class Game:
-    """The generator, its running average, the critics, an optimizer for each side, and what a step is.
+class Game(trainer.Game):
+    """The generator against its critics, on batches of a source."""
 
-    Whatever is drawn in a step comes from a stream named by its number, so that a training that was killed goes on
-    unchanged.
-    """
-
-    def __init__(self, width, adversary, lr, device, context, seed):
+    def __init__(self, width, adversary, lr, batches, device, context, seed):
+        """batches: a function from the number of a step to an iterator over batches from that step on."""
         with experiment.seeded(seed, "initialisation"):
-            self.generator, self.critics = inpainter.Inpainter(width), inpainter.Critics()
-        for network in (self.generator, self.critics):
+            networks = {"generator": inpainter.Inpainter(width), "critics": inpainter.Critics()}
+        for network in networks.values():
             network.to(device, memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        self.adversary, self.context, self.seed = adversary, context, seed
-        adam = lambda network, lr: torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.99), fused=True)
-        self.optimizers = {"generator": adam(self.generator, lr), "critics": adam(self.critics, CRITICS_RATE * lr)}
-        self.rates = {"generator": lr, "critics": CRITICS_RATE * lr}
+        super().__init__(networks, {"generator": lr, "critics": CRITICS_RATE * lr}, (0.5, 0.99), context, seed,
+                         ("generator",))  # fmt: skip
+        self.generator, self.critics, self.adversary = *networks.values(), adversary
+        self.batches, self.device, self.coming = batches, device, None
 
-    def set_rate(self, share):
-        """Adam's rates at this share of the training: constant for half of it, then down to zero."""
-        for side, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.rates[side] * min(1.0, 2 * (1 - share))
+    def step(self, number):
+        self.coming = self.coming or self.batches(number)
+        return self.play(next(self.coming).to(self.device), number)
 
-    def move(self, side, loss):
-        self.optimizers[side].zero_grad()
-        loss.backward()
-        self.optimizers[side].step()
-
-    def step(self, batch, number):
+    def play(self, batch, number):
         """One step of both sides; returns {term: value}, empty where no image has room for a hole."""
-        holes = inpainter.draw_holes(batch.rectangles, batch.known, experiment.generator(self.seed, f"holes/{number}"))
+        holes = inpainter.draw_holes(batch.rectangles, batch.known, self.stream("holes", number))
         some = holes.flatten(1).any(1)
         images, holes, foregrounds = batch.images[some], holes[some], batch.rectangles[some]
         if not len(images):
@@ -155,88 +140,28 @@ class Game:
         self.follow(number)
         return terms | {f"{name} critic": value for name, value in against.items()}
 
-    @torch.no_grad()
-    def follow(self, number):
-        """Move the running average; it starts as a plain mean, so that the first weights do not linger."""
-        decay = min(DECAY, (number + 1) / (number + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
 
-    def parts(self):
-        return {"generator": self.generator, "average": self.average, "critics": self.critics} | {
-            f"{side} optimizer": optimizer for side, optimizer in self.optimizers.items()}
-
-    def state(self):
-        return {name: part.state_dict() for name, part in self.parts().items()}
-
-    def restore(self, state):
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-
-
-class Run:
-    """A training in its folder, saved on the way, and taken up where it was."""
+class Course(trainer.Training):
+    """A training of an inpainter in its folder; source: a function that reads the training images."""
 
     def __init__(self, folder, options, source, device):
-        self.folder, self.options, self.source, self.step = folder, options, source, 0
-        context = functools.partial(experiment.autocast, device, experiment.precise(device, options["precision"]))
-        self.device = device
-        self.game = Game(options["width"], options["adversary"], options["lr"], device, context, options["seed"])
-        last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
-        self.lines = last.get("lines", 0)
-        self.log = folder.open_log(keep=self.lines)
-        if last:
-            self.game.restore(last["game"])
-            self.step = last["step"]
+        self.source, self.device = source, device
+        super().__init__(folder, options)
 
-    def go_on(self):
-        """The steps that are still to be done; raises UserError if a loss is not finite."""
-        total, saved = self.options["steps"], time.perf_counter()
-        terms, started = experiment.Terms(), time.perf_counter()
-        stream = batches(self.source, self.options["batch"], self.step)
-        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
-            while self.step < total:
-                self.game.set_rate(self.step / total)
-                terms.add(self.game.step(next(stream).to(self.device), self.step))
-                self.step += 1
-                bar.update()
-                if self.step % LOG_EVERY == 0 or self.step == total:
-                    self.note(terms, time.perf_counter() - started)
-                    terms, started = experiment.Terms(), time.perf_counter()
-                    if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
-                        self.save()
-                        saved = time.perf_counter()
+    def begin(self):
+        o, source = self.options, self.source()
+        context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
+        return Game(o["width"], o["adversary"], o["lr"], functools.partial(batches, source, o["batch"]), self.device,
+                    context, o["seed"])  # fmt: skip
 
     def note(self, terms, seconds):
-        """A line of the log."""
-        since = self.step % LOG_EVERY or LOG_EVERY
-        means = terms.means(since, self.step)
-        if not means:
-            raise UserError(f"no hole fits beside the foreground in any image of the last {since} batches: there is "
-                            "no ground to learn from")
-        self.write({"step": self.step} | means | {"seconds": seconds})
+        if not terms.sums:
+            raise UserError("no hole fits beside the foreground in any image of the last batches: there is no ground "
+                            "to learn from")
+        super().note(terms, seconds)
 
-    def write(self, line):
-        self.log.write(storage.json_line(line))
-        self.lines += 1
-
-    def save(self):
-        """Write last.pt, from which training goes on, and best.pt, which is used."""
-        made = {"name": "inpainter", "settings": self.game.generator.settings}
-        about = {"architecture": made, "options": self.options, "step": self.step}
-        storage.save_checkpoint(self.folder.best, about | {"model": self.game.average.state_dict()})
-        storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "lines": self.lines})
-
-
-def train(path, options, source, device):
-    """Train, resume or reuse the run in the folder at path; returns (the Inpainter, whether it trained)."""
-    with storage.RunFolder(path, options) as folder:
-        trained = not folder.finished()
-        if trained:
-            run = Run(folder, options, source(), device)
-            run.go_on()
-            run.write({"event": "finished", "steps": run.step})
-            run.log.close()
-        return inpainter.restore(storage.load_checkpoint(folder.best)).to(device), trained
+    def architecture(self):
+        return "inpainter", self.game.generator.settings, self.game.averages["generator"].state_dict()
 
 
 # --- how good it is --------------------------------------------------------------------------------------
@@ -276,8 +201,8 @@ def measure(path, model, source, trained, options, device, results):
     split, seed = HELD_OUT[options["dataset"]], options["seed"]
     for arm, values in errors(model, source(split), seed, device).items():
         records.add(arm, split, "hole l1", float(values.double().mean()), n=len(values), seed=seed)
-    seconds = sum(line["seconds"] for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line)
-    records.add("cagan", "train", "training seconds", seconds, n=options["steps"] * options["batch"], seed=seed)
+    n = options["steps"] * options["batch"]
+    records.add("cagan", "train", "training seconds", trainer.seconds_of(path), n=n, seed=seed)
     records.save()
 
 
@@ -366,7 +291,8 @@ def main(dataset, labels, data, size, seed, device, precision, workers, run, res
                "width": width, "adversary": adversary}  # fmt: skip
     path = Path(run or run_of(dataset, labels, seed))
     source = functools.cache(lambda split="train": read(dataset, labels, split, size, data, workers, device, seed))
-    model, trained = train(path, options, source, device)
+    best, trained = trainer.train(path, options, functools.partial(Course, source=source, device=device))
+    model = inpainter.restore(best).to(device)
     measure(path, model, source, trained, options, device, results)
     if trained:
         draw(model, source(HELD_OUT[dataset]), f"{name}: the box of the foreground, painted over",

@@ -12,6 +12,7 @@ from conftest import PUBLISHED
 import experiment
 import reproduce
 import storage
+import trainer
 from cgn import abduction, analyse, classifiers, data, explain, games, generate, mechanisms, readers, train
 
 SHORT = ("--steps", "4", "--batch", "8")
@@ -70,8 +71,8 @@ def test_every_kind_of_training_moves_and_leaves_its_record(call, tmp_path, vari
 def test_a_killed_training_ends_with_the_same_bytes(call, tmp_path, monkeypatch, model):
     arguments = ("--variant", "double_colored", "--model", model, *SHORT, "--results", tmp_path / "results")
     assert call("cgn.train", *arguments, "--run", tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(train, "SAVE_AFTER", 0)
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer, "SAVE_AFTER", 0)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
     step = games.PartsGame.step if model == "cgn" else games.ImageGame.step
 
     def dies(self, number):
@@ -84,6 +85,8 @@ def test_a_killed_training_ends_with_the_same_bytes(call, tmp_path, monkeypatch,
         assert call("cgn.train", *arguments, "--run", tmp_path / "killed")[0] == 130
     assert call("cgn.train", *arguments, "--run", tmp_path / "killed")[0] == 0
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    film = [storage.load_checkpoint(tmp_path / name / "frames.pt")["frames"] for name in ("whole", "killed")]
+    assert torch.equal(*film)
 
 
 def test_a_finished_run_is_reused_and_other_options_are_refused(call, trained, tmp_path):
@@ -128,8 +131,8 @@ def test_contradictions_are_refused(call):
 def test_a_run_is_saved_before_its_first_picture(call, tmp_path, monkeypatch):
     """The published recipe saves every minute, and takes its first picture after an hour."""
     monkeypatch.setattr(train, "FRAMES", 1)
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
-    monkeypatch.setattr(train, "SAVE_AFTER", -1)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer, "SAVE_AFTER", -1)
     code, _, error = call("cgn.train", "--model", "gan", *SHORT, "--run", tmp_path / "run", "--results", tmp_path / "r")
     assert code == 0, error
     assert storage.load_checkpoint(tmp_path / "run/frames.pt")["frames"].shape[0] == 1

@@ -13,7 +13,7 @@ from conftest import ROOT, shell
 FLOORS = [
     {"experiment"},
     {"storage"},
-    {"flows", "gans"},
+    {"flows", "gans", "trainer"},
     {"datasets", "architecture", "classifiers", "metrics", "figures", "tables", "per_sample", "search",
      "textures"},
     {"stand_ins", "counterfactual_metrics", "helix"},

@@ -9,6 +9,7 @@ from PIL import Image
 
 import experiment
 import storage
+import trainer
 from experiment import UserError
 from robust_training import digits, formats, inpaint, inpainter, photos
 from robust_training.batch import rectangles
@@ -270,17 +271,17 @@ def test_a_training_leaves_its_record_and_figure_and_is_reused(few, call, tmp_pa
 def test_a_killed_training_ends_with_the_same_bytes(few, call, tmp_path, monkeypatch):
     arguments = (*SHORT, "--steps", "10", "--results", tmp_path / "results")  # ten of seven in a pass
     assert call("robust_training.inpaint", *arguments, "--run", tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(inpaint, "SAVE_AFTER", 0)
-    monkeypatch.setattr(inpaint, "LOG_EVERY", 1)
-    step = inpaint.Game.step
+    monkeypatch.setattr(trainer, "SAVE_AFTER", 0)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    play = inpaint.Game.play
 
     def dies(self, batch, number):
         if number == 8:
             raise KeyboardInterrupt
-        return step(self, batch, number)
+        return play(self, batch, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inpaint.Game, "step", dies)
+        patch.setattr(inpaint.Game, "play", dies)
         assert call("robust_training.inpaint", *arguments, "--run", tmp_path / "killed")[0] == 130
     assert call("robust_training.inpaint", *arguments, "--run", tmp_path / "killed")[0] == 0
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")

@@ -1,0 +1,169 @@
+"""Training by steps: networks that learn, perhaps against each other, in a run folder that survives being killed.
+
+    class Mine(Game):        step(number) -> {term: a scalar on the device}
+    class Course(Training):  begin() -> Mine; architecture() -> what the checkpoint is of
+    train(path, options, Course)
+
+train.py goes by epochs and keeps the best one; here a run has a number of steps, and what is kept is the running
+average of the weights at its end: nothing is selected. Whatever is drawn in a step comes from a stream named by its
+number, so that a training that was killed goes on unchanged and ends with the same bytes on the CPU.
+"""
+
+import copy
+import time
+
+import torch
+from tqdm import tqdm
+
+import experiment
+import storage
+
+DECAY = 0.998  # of the running average of the weights, a step (Karras et al. 2018)
+SAVE_AFTER = 60  # seconds that a kill may cost
+LOG_EVERY = 100  # steps
+
+
+class Game:
+    """Networks by name, an Adam for each, running averages of some.
+
+    networks: {name: module}, on their device. rates: {name: learning rate} of those that learn. betas: of Adam.
+    averaged: names of those whose running average is kept. context: makes the context that networks run in. falling:
+    whether the rates go down in the second half of the training.
+    """
+
+    def __init__(self, networks, rates, betas, context, seed, averaged, falling=True):
+        self.networks, self.rates, self.context, self.seed, self.falling = networks, rates, context, seed, falling
+        self.averages = {name: copy.deepcopy(networks[name]).requires_grad_(False).eval() for name in averaged}
+        self.optimizers = {name: torch.optim.Adam(networks[name].parameters(), lr, betas=betas, fused=True)
+                           for name, lr in rates.items()}  # fmt: skip
+
+    def step(self, number):
+        """One step of every side; returns {term: a scalar on the device}, empty if there was nothing to learn from."""
+        raise NotImplementedError
+
+    def stream(self, purpose, number):
+        return experiment.generator(self.seed, f"{purpose}/{number}")
+
+    def set_rate(self, share):
+        """The learning rates at this share of the training: constant for half of it, then, if falling, down to zero."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * (min(1.0, 2 * (1 - share)) if self.falling else 1.0)
+
+    def move(self, name, loss):
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    @torch.no_grad()
+    def follow(self, number):
+        """Move the running averages; they start as plain means, so that the first weights do not linger."""
+        decay = min(DECAY, (number + 1) / (number + 10))
+        for name, average in self.averages.items():
+            network = self.networks[name]
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+            for mean, now in zip(average.buffers(), network.buffers(), strict=True):
+                mean.copy_(now)
+
+    def parts(self):
+        return {"networks": self.networks, "averages": self.averages, "optimizers": self.optimizers}
+
+    def state(self):
+        """Everything that a later step depends on."""
+        return {kind: {name: part.state_dict() for name, part in group.items()} for kind, group in self.parts().items()}
+
+    def restore(self, state):
+        for kind, group in self.parts().items():
+            for name, part in group.items():
+                part.load_state_dict(state[kind][name])
+
+
+class Training:
+    """A Game in its run folder: saved on the way, and taken up where it was.
+
+    A subclass says how it begins and what its checkpoints are of, and may keep more (`kept`), look at every step
+    (`after_step`) and add to the last line of the log (`closing`). options: with "steps" among them.
+    """
+
+    def __init__(self, folder, options):
+        self.folder, self.options, self.step = folder, options, 0
+        self.last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
+        self.lines = self.last.get("lines", 0)
+        self.log = folder.open_log(keep=self.lines)  # now: with it the folder belongs to these options
+        self.game = self.begin()
+        if "game" in self.last:
+            self.game.restore(self.last["game"])
+            self.step = self.last["step"]
+
+    def begin(self):
+        """The Game, ready for its first step."""
+        raise NotImplementedError
+
+    def architecture(self):
+        """(name, settings) of the network whose weights best.pt holds, and these weights."""
+        raise NotImplementedError
+
+    def kept(self):
+        """{name: value} that both checkpoints hold besides; found in self.last again."""
+        return {}
+
+    def after_step(self):
+        pass
+
+    def closing(self):
+        """{name: value} in the last line of the log."""
+        return {}
+
+    def go_on(self):
+        """The steps that are still to be done; raises UserError if a loss is not finite."""
+        total, saved = self.options["steps"], time.perf_counter()
+        terms, started = experiment.Terms(), time.perf_counter()
+        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
+            while self.step < total:
+                self.game.set_rate(self.step / total)
+                terms.add(self.game.step(self.step))
+                self.step += 1
+                bar.update()
+                self.after_step()
+                if self.step % LOG_EVERY == 0 or self.step == total:
+                    self.note(terms, time.perf_counter() - started)
+                    terms, started = experiment.Terms(), time.perf_counter()
+                    if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
+                        self.save()
+                        saved = time.perf_counter()
+        self.write({"event": "finished", "steps": self.step} | self.closing())
+        self.log.close()
+
+    def note(self, terms, seconds):
+        """A line of the log: the mean of each term since the last one."""
+        since = self.step % LOG_EVERY or LOG_EVERY
+        self.write({"step": self.step} | terms.means(since, self.step) | {"seconds": seconds})
+
+    def write(self, line):
+        self.log.write(storage.json_line(line))
+        self.lines += 1
+
+    def save(self):
+        """Write last.pt, from which training goes on, and best.pt, which is used."""
+        name, settings, weights = self.architecture()
+        about = {"architecture": {"name": name, "settings": settings}, "options": storage.plain_options(self.options),
+                 "step": self.step} | self.kept()  # fmt: skip
+        storage.save_checkpoint(self.folder.best, about | {"model": weights})
+        storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "lines": self.lines})
+
+
+def train(path, options, course):
+    """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained).
+
+    course(folder, options) makes the Training.
+    """
+    with storage.RunFolder(path, options) as folder:
+        trained = not folder.finished()
+        if trained:
+            course(folder, options).go_on()
+        return storage.load_checkpoint(folder.best), trained
+
+
+def seconds_of(path):
+    """How long the training in a run folder has taken, by its log."""
+    return sum(line["seconds"] for line in storage.read_lines(path / "log.jsonl") if "step" in line)
