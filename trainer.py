@@ -7,8 +7,12 @@
 train.py goes by epochs and keeps the best one; here a run has a number of steps, and what is kept is the running
 average of the weights at its end: nothing is selected. Whatever is drawn in a step comes from a stream named by its
 number, so that a training that was killed goes on unchanged and ends with the same bytes on the CPU.
+
+Several processes (fabric_of) each take a part of every batch: their gradients are averaged before a step, so that all
+hold the same weights. Only the first one writes.
 """
 
+import contextlib
 import copy
 import time
 
@@ -23,15 +27,28 @@ SAVE_AFTER = 60  # seconds that a kill may cost
 LOG_EVERY = 100  # steps
 
 
+def fabric_of(device, devices, half=False):
+    """Lightning Fabric on this device, launched; half: half precision, which is bfloat16 on a processor."""
+    from lightning_fabric import Fabric  # here, because it takes seconds to import
+
+    precision = "32-true" if not half else "16-mixed" if device.type == "cuda" else "bf16-mixed"
+    fabric = Fabric(accelerator={"mps": "mps", "cuda": "cuda"}.get(device.type, "cpu"), devices=devices,
+                    strategy="ddp" if devices > 1 else "auto", precision=precision)  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
 class Game:
     """Networks by name, an Adam for each, running averages of some.
 
     networks: {name: module}, on their device. rates: {name: learning rate} of those that learn. betas: of Adam.
     averaged: names of those whose running average is kept. context: makes the context that networks run in. falling:
-    whether the rates go down in the second half of the training.
+    whether the rates go down in the second half of the training. fabric: of several processes, or None.
     """
 
-    def __init__(self, networks, rates, betas, context, seed, averaged, falling=True):
+    def __init__(self, networks, rates, betas, context, seed, averaged, falling=True,
+                 fabric=None):  # fmt: skip
+        self.fabric = fabric
         self.networks, self.rates, self.context, self.seed, self.falling = networks, rates, context, seed, falling
         self.averages = {name: copy.deepcopy(networks[name]).requires_grad_(False).eval() for name in averaged}
         self.optimizers = {name: torch.optim.Adam(networks[name].parameters(), lr, betas=betas, fused=True)
@@ -51,9 +68,24 @@ class Game:
                 group["lr"] = self.rates[name] * (min(1.0, 2 * (1 - share)) if self.falling else 1.0)
 
     def move(self, name, loss):
+        """One step of one network."""
         self.optimizers[name].zero_grad()
         loss.backward()
-        self.optimizers[name].step()
+        self.advance(name)
+
+    def advance(self, *names):
+        """One step of these networks along the gradients that they hold, averaged over the processes."""
+        for name in names:
+            if self.fabric is not None and self.fabric.world_size > 1:
+                self.average_gradients(self.networks[name])
+            self.optimizers[name].step()
+
+    def average_gradients(self, network):
+        """What each parameter's gradient would be on the processes' batches together; in one message."""
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        mean = self.fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
+        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def follow(self, number):
@@ -85,11 +117,13 @@ class Training:
     (`after_step`) and add to the last line of the log (`closing`). options: with "steps" among them.
     """
 
-    def __init__(self, folder, options):
-        self.folder, self.options, self.step = folder, options, 0
+    def __init__(self, folder, options, first=True):
+        """first: whether this is the process that writes."""
+        self.folder, self.options, self.step, self.first = folder, options, 0, first
         self.last = storage.load_checkpoint(folder.last) if folder.last.exists() else {}
         self.lines = self.last.get("lines", 0)
-        self.log = folder.open_log(keep=self.lines)  # now: with it the folder belongs to these options
+        # now: with it the folder belongs to these options
+        self.log = folder.open_log(keep=self.lines) if first else None
         self.game = self.begin()
         if "game" in self.last:
             self.game.restore(self.last["game"])
@@ -118,7 +152,8 @@ class Training:
         """The steps that are still to be done; raises UserError if a loss is not finite."""
         total, saved = self.options["steps"], time.perf_counter()
         terms, started = experiment.Terms(), time.perf_counter()
-        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step", disable=None) as bar:
+        with tqdm(total=total, initial=self.step, desc=str(self.folder.path), unit="step",
+                  disable=None if self.first else True) as bar:  # fmt: skip
             while self.step < total:
                 self.game.set_rate(self.step / total)
                 terms.add(self.game.step(self.step))
@@ -132,7 +167,8 @@ class Training:
                         self.save()
                         saved = time.perf_counter()
         self.write({"event": "finished", "steps": self.step} | self.closing())
-        self.log.close()
+        if self.first:
+            self.log.close()
 
     def note(self, terms, seconds):
         """A line of the log: the mean of each term since the last one."""
@@ -140,11 +176,14 @@ class Training:
         self.write({"step": self.step} | terms.means(since, self.step) | {"seconds": seconds})
 
     def write(self, line):
-        self.log.write(storage.json_line(line))
+        if self.first:
+            self.log.write(storage.json_line(line))
         self.lines += 1
 
     def save(self):
         """Write last.pt, from which training goes on, and best.pt, which is used."""
+        if not self.first:
+            return
         name, settings, weights = self.architecture()
         about = {"architecture": {"name": name, "settings": settings}, "options": storage.plain_options(self.options),
                  "step": self.step} | self.kept()  # fmt: skip
@@ -152,16 +191,21 @@ class Training:
         storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "lines": self.lines})
 
 
-def train(path, options, course):
+def train(path, options, course, fabric=None):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained).
 
-    course(folder, options) makes the Training.
+    course(folder, options) makes the Training, and takes first=False in any process of fabric but the first, where
+    None is returned: the first one holds the folder, the others only read what it has checked.
     """
-    with storage.RunFolder(path, options) as folder:
+    folder = storage.RunFolder(path, options)
+    first = fabric is None or fabric.is_global_zero
+    with folder if first else contextlib.nullcontext():
+        if fabric is not None:
+            fabric.barrier()
         trained = not folder.finished()
         if trained:
-            course(folder, options).go_on()
-        return storage.load_checkpoint(folder.best), trained
+            (course(folder, options) if first else course(folder, options, first=False)).go_on()
+        return (storage.load_checkpoint(folder.best), trained) if first else None
 
 
 def seconds_of(path):

@@ -123,6 +123,25 @@ def gram(maps):
         return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
+def texture_grids(images, masks, stream, patch=15, best=100, grid=6, side=128):
+    """Images (B, 3, H, W) of nothing but the object's texture: grid x grid patches from where the mask is densest.
+
+    images (B, 3, H, W), masks (B, 1, H, W). Both are brought to side x side; of all patches of patch x patch pixels the
+    `best` with the highest mean mask are candidates, from which a CPU generator draws with replacement; they are laid
+    out and brought to the size of the images (Sauer and Geiger 2021, L_text; values published for 256 pixels).
+    """
+    fit = lambda x, size: F.interpolate(x, size, mode="bicubic", align_corners=False)
+    small, columns = fit(images, (side, side)), side - patch + 1
+    density = F.avg_pool2d(fit(masks, (side, side)), patch, 1).flatten(1)
+    drawn = torch.randint(best, (len(images), grid * grid), generator=stream).to(images.device)
+    corner = density.topk(best, 1).indices.gather(1, drawn).view(-1, grid, 1, grid, 1)
+    within = torch.arange(patch, device=images.device)
+    rows = corner // columns + within[:, None, None]  # (B, grid, patch, grid, 1)
+    index = (rows * side + corner % columns + within).view(len(images), 1, -1)
+    laid = small.flatten(2).gather(2, index.expand(-1, images.shape[1], -1))
+    return fit(laid.view(*images.shape[:2], grid * patch, grid * patch), images.shape[2:])
+
+
 def class_means(grams, labels):
     """(mean Gram matrix of each class (classes, C, C), which classes are there (classes,))."""
     one_hot = F.one_hot(labels, CLASSES).float()  # (B, classes)

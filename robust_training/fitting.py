@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import experiment
 import storage
+import trainer
 from robust_training import data, evaluate, losses
 from robust_training.objective import Objective
 
@@ -58,17 +59,6 @@ class Schedule:
             self.rule.step(validation_loss)
         elif self.kind == "steps":
             self.rule.step()
-
-
-def fabric_of(device, devices, half):
-    """Lightning Fabric on this device; half: half precision, which is bfloat16 on a processor."""
-    from lightning_fabric import Fabric  # here, because it takes seconds to import
-
-    precision = "32-true" if not half else "16-mixed" if device.type == "cuda" else "bf16-mixed"
-    fabric = Fabric(accelerator={"mps": "mps", "cuda": "cuda"}.get(device.type, "cpu"), devices=devices,
-                    strategy="ddp" if devices > 1 else "auto", precision=precision)  # fmt: skip
-    fabric.launch()
-    return fabric
 
 
 class Fitting:
@@ -186,7 +176,7 @@ def train(path, options, model, augmentation, train, val, device, devices):
 
     The first process holds the folder; the others only read what it has checked.
     """
-    folder, fabric = storage.RunFolder(path, options), fabric_of(device, devices, options["fp16"] == "1")
+    folder, fabric = storage.RunFolder(path, options), trainer.fabric_of(device, devices, options["fp16"] == "1")
     with folder if fabric.is_global_zero else contextlib.nullcontext():
         fabric.barrier()
         fresh = not folder.finished()

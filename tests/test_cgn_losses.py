@@ -96,3 +96,33 @@ def test_vgg_that_cannot_be_had_is_one_line(monkeypatch):
     monkeypatch.setattr(torchvision.models, "vgg16", fail)
     with pytest.raises(experiment.UserError, match=r"vgg16: its weights cannot be had \(no network\)"):
         losses.features("vgg16", torch.device("cpu"))
+
+
+# --- texture of objects ------------------------------------------------------------------------------
+
+
+def test_texture_grids_are_patches_from_where_the_mask_is():
+    """Each image has a bright square under its mask: whatever is drawn, nothing else comes into the grid."""
+    images, masks = torch.full((2, 3, 32, 32), -1.0), torch.zeros(2, 1, 32, 32)
+    for k, (top, left) in enumerate(((2, 18), (15, 4))):
+        images[k, :, top:top + 12, left:left + 12] = torch.tensor([0.2, 0.5, 0.8])[:, None, None]
+        masks[k, :, top:top + 12, left:left + 12] = 1
+    made = losses.texture_grids(images, masks, torch.Generator().manual_seed(0), patch=5, best=20, grid=4, side=32)
+    assert made.shape == images.shape
+    assert (made - torch.tensor([0.2, 0.5, 0.8])[:, None, None]).abs().max() < 1e-5
+
+
+def test_texture_grids_against_a_loop():
+    stream = torch.Generator().manual_seed(1)
+    images, masks = torch.rand(3, 3, 24, 24, generator=stream) * 2 - 1, torch.rand(3, 1, 24, 24, generator=stream)
+    patch, best, grid = 5, 10, 3
+    made = losses.texture_grids(images, masks, torch.Generator().manual_seed(2), patch, best, grid, side=24)
+    drawn = torch.randint(best, (3, grid * grid), generator=torch.Generator().manual_seed(2))
+    for k in range(3):
+        means = {(y, x): float(masks[k, 0, y:y + patch, x:x + patch].mean()) for y in range(20) for x in range(20)}
+        ranked = sorted(means, key=means.get, reverse=True)[:best]
+        chosen = [ranked[number] for number in drawn[k].tolist()]
+        patches = [images[k, :, y:y + patch, x:x + patch] for y, x in chosen]
+        rows = [torch.cat(patches[grid * row:grid * row + grid], 2) for row in range(grid)]
+        wanted = torch.nn.functional.interpolate(torch.cat(rows, 1)[None], (24, 24), mode="bicubic")
+        assert torch.allclose(made[k], wanted[0], atol=1e-5)
