@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+import backbones
 import experiment
 import storage
 import tables
-from robust_training import augment, backbones, digits, objective
+from robust_training import augment, digits, objective
 
 BATCH: experiment.Count = 64  # images of a batch
 STEPS: experiment.Count = 10  # batches in a run

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+import backbones
 import experiment
 import figures
 import storage
 import tables
-from robust_training import augment, backbones, digits, objective, plan, report, saliency, train
+from robust_training import augment, digits, objective, plan, report, saliency, train
 
 SEED: experiment.Index = 5  # of the runs that are shown
 IMAGES: experiment.Count = 6  # rows of the two sheets

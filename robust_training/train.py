@@ -14,9 +14,10 @@ option; -999 where a value is missing. A run that was killed goes on after its l
 from pathlib import Path
 from typing import Literal
 
+import backbones
 import experiment
 import storage
-from robust_training import augment, backbones, data, evaluate, fitting, inpainter, objective
+from robust_training import augment, data, evaluate, fitting, inpainter, objective
 
 # --- what is trained on ------------------------------------------------------------------------
 DATASET: Literal["digits", "in9", "in9l", "wb", "cct"] = "digits"  # a name in data.RECIPES

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+import backbones
 import experiment
 import storage
-from robust_training import backbones, bench, digits, plan, report, show, train
+from robust_training import bench, digits, plan, report, show, train
 
 
 def record(words, split, metric, value, seed, n=2000, **setting):

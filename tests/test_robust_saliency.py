@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import backbones
 from experiment import UserError
-from robust_training import backbones, saliency
+from robust_training import saliency
 from robust_training.batch import from_masks
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import shell
 
+import backbones
 import experiment
 import storage
-from robust_training import backbones, data, digits, evaluate, fitting, losses, objective, train
+from robust_training import data, digits, evaluate, fitting, losses, objective, train
 from robust_training.batch import from_masks
 
 TINY = ("--test-run", "--epochs", "2", "--batch", "50")

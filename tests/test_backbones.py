@@ -9,10 +9,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import backbones
 import experiment
 import storage
 from experiment import UserError
-from robust_training import backbones
 
 CASES = [("small", 64), ("bit", 64), ("resnet18", 64), ("densenet121", 64), ("mobilenet_v3_small", 64),
          ("regnet_y_400mf", 64), ("vgg11", 32), ("shufflenet_v2_x0_5", 64)]  # fmt: skip
