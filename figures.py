@@ -110,8 +110,7 @@ def bars(path, groups, rows, title, x_label, limits):
         for place, single in zip(places, values, strict=True):
             axes.plot(single, [place] * len(single), "o", color=COLOURS[colour], markersize=2.5)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.invert_yaxis()
-    axes.set_xlim(*limits)
+    axes.set(xlim=limits, ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlabel(x_label, **STYLE)
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(alpha=0.25, linewidth=0.6, axis="x")

@@ -27,8 +27,8 @@ POOL = 64  # images of a batch, among which mixed_rand finds its partners
 BRIGHTEST = 0.995  # quantile of a map that is drawn darkest
 PAIR = f"CF {plan.BEST[0]} + F {plan.BEST[1]}"
 SEEN = ("plain", "Sal", "mask_o", "CF tile", "F mixed_rand", PAIR)  # arms whose maps are drawn
-RELIABLE = {"plain": "grey", "Sal": "purple", "CF tile": "orange", "F mixed_rand": "sky", PAIR: "blue",
-            "label smoothing": "green", "group-DRO": "red"}  # fmt: skip
+RELIABLE = {"plain": "orange", "Sal": "purple", "CF tile": "red", "F mixed_rand": "sky", PAIR: "blue",
+            "group-DRO": "green"}  # fmt: skip
 
 
 def restored(arm, seed, runs, device):
@@ -80,10 +80,10 @@ def sheet_of_maps(path, seed, images, runs, device):
 
 
 def chart_of_accuracies(path, records):
-    """Accuracy on three splits of every arm that was measured."""
+    """Accuracy on three splits of plain training, every augmentation, the penalty and the baselines."""
     found = report.by_arm(records, plan.commands(plan.arms()))
     splits = {"original": ("original", "grey"), "mixed-rand": ("mixed_rand", "sky"), "flip": ("flip", "blue")}
-    arms = [arm for arm in plan.arms() if arm in found]
+    arms = [arm for arm in [*plan.augmented(), "Sal", *plan.BASELINES] if arm in found]
     rows = []
     for arm in arms:
         values = [[100 * value for value in found[arm][split, "accuracy"].values()] for split, _ in splits.values()]

@@ -29,3 +29,20 @@ def test_curves_with_band_symlog_and_an_empty_place(tmp_path):
     assert close.sum() > 500
     high, wide = close.shape
     assert close[high // 2 :, wide // 2 :].sum() == 0  # the fourth place has no panel
+
+
+def test_bars_are_as_long_as_their_means(tmp_path):
+    def inked(mean):
+        """How many pixels are of the colour of a bar."""
+        figures.bars(tmp_path / "b.png", [("only", "red")], [("a", [(mean, 0.5, [mean])])], "title", "x", (0, 10))
+        pixels = torch.tensor(matplotlib.image.imread(tmp_path / "b.png")[..., :3])
+        red = torch.tensor([int(figures.COLOURS["red"][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        return int(((pixels - (0.55 * red + 0.45)).abs().amax(-1) < 0.02).sum())
+
+    short, long = inked(2.0), inked(8.0)
+    assert short > 500
+    assert 3.5 < long / short < 4.5
+    one, two = (("left", "red"), ("right", "blue"))
+    rows = [("a", [(1, 0.2, [0.9, 1.1]), (2, float("nan"), [2])]), ("b", [(3, 0.1, [3]), (0, 0.1, [0])])]
+    figures.bars(tmp_path / "c.png", [one, two], rows, "title", "x", (0, 10))
+    assert (tmp_path / "c.png").stat().st_size > 5000
