@@ -14,6 +14,7 @@ hold the same weights. Only the first one writes.
 
 import contextlib
 import copy
+import itertools
 import time
 
 import torch
@@ -38,6 +39,18 @@ def fabric_of(device, devices, half=False):
     return fabric
 
 
+def passes(source, size, start=0):
+    """Batches in pass after pass without end, from step `start` on; the last, smaller one of a pass is left out.
+
+    source: len, and batches(size, stream_seed) with the number of the pass as the seed.
+    """
+    each = max(1, len(source) // size)
+    number, done = divmod(start, each)
+    while True:
+        yield from itertools.islice(source.batches(size, number), done, each)
+        number, done = number + 1, 0
+
+
 class Game:
     """Networks by name, an Adam for each, running averages of some.
 
@@ -58,6 +71,14 @@ class Game:
         """One step of every side; returns {term: a scalar on the device}, empty if there was nothing to learn from."""
         raise NotImplementedError
 
+    @property
+    def processes(self):
+        return 1 if self.fabric is None else self.fabric.world_size
+
+    def share(self, batch):
+        """This process's part of a batch (B, ...), which every process draws alike."""
+        return batch if self.processes == 1 else batch[self.fabric.global_rank :: self.processes]
+
     def stream(self, purpose, number):
         return experiment.generator(self.seed, f"{purpose}/{number}")
 
@@ -76,7 +97,7 @@ class Game:
     def advance(self, *names):
         """One step of these networks along the gradients that they hold, averaged over the processes."""
         for name in names:
-            if self.fabric is not None and self.fabric.world_size > 1:
+            if self.processes > 1:
                 self.average_gradients(self.networks[name])
             self.optimizers[name].step()
 

@@ -20,7 +20,7 @@ import torch
 import datasets
 import experiment
 import storage
-from cgn import classifiers, data, generate, train
+from cgn import classifiers, data, generate, sets, train
 
 # --- what is learned from ----------------------------------------------------------------------
 VARIANT: str = "colored"  # a name of data.VARIANTS
@@ -98,7 +98,7 @@ def sources(on, setting, run, gan, file):
         "gan": lambda: setting.generated(gan, factual=True),
         "cgn": lambda: setting.generated(run),
         "abducted": lambda: setting.generated(run, abducted=True),
-        "set": lambda: setting.kept(*generate.read_set(file)),
+        "set": lambda: setting.kept(*sets.read(file)),
     }
     return [made[name]() for name in on]
 
@@ -112,7 +112,7 @@ def weights(on, run, gan, checkpoint, set):
     if "gan" in on:
         found |= {"gan_weights": storage.digest(gan / "ckpt/best.pt")}
     if "set" in on:
-        found |= {"set": str(set), "made": generate.read_about(set)}
+        found |= {"set": str(set), "made": sets.about_of(set)}
     return found
 
 

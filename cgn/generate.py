@@ -11,21 +11,16 @@ background), uint8. A run that is interrupted goes on where it was; until it is 
 """
 
 import functools
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
-import numpy
 import torch
-from tqdm import tqdm
 
 import datasets
 import experiment
 import figures
 import storage
-from cgn import abduction, data, mechanisms, train
+from cgn import abduction, data, mechanisms, sets, train
 
 # --- what is generated ---------------------------------------------------------------------------
 VARIANT: str = "colored"  # a name of data.VARIANTS
@@ -42,7 +37,6 @@ PRECISION: experiment.Precision = "auto"  # of the networks
 RESULTS: Path = Path("results/cgn")  # where the figures go
 
 CHUNK = 500  # images at once
-SYNC_EVERY = 20  # chunks that an interruption may cost
 
 
 # --- loading -----------------------------------------------------------------------------------------
@@ -80,6 +74,8 @@ class Source:
     sampled: shapes from the shape mechanism. abducted: those of training images, found by the generator's abduction.
     ratio: how many counterfactuals share a shape.
     """
+
+    side, classes, size_of_chunk = data.SIDE, data.CLASSES, CHUNK
 
     def __init__(self, generator, device, seed, ratio=1, opacities=None, context=None, factual=False):
         """opacities: (alphas uint8 (N, 1, 32, 32), labels (N,)) of training images, or None to sample shapes.
@@ -121,92 +117,6 @@ def in_memory(source, size):
         made, of = source.chunk(number, min(CHUNK, size - start))
         images[start : start + len(made)], labels[start : start + len(made)] = datasets.to_bytes(made), of
     return images, labels
-
-
-def _files(out):
-    """([images, labels], note): the files of a set."""
-    out = Path(out)
-    return [out.with_name(f"{out.name}_{kind}.npy") for kind in ("images", "labels")], out.with_name(f"{out.name}.json")
-
-
-def write_set(source, out, size, about):
-    """Write a set to memory-mapped files, going on where an interrupted run of the same `about` was.
-
-    about: what the set is made from and how; a set that is there already and differs is refused. Raises UserError if
-    the disk has not enough room. Returns whether anything was made.
-    """
-    paths, note = _files(out)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    about = about | {"size": size}
-    with storage.locked(note.parent, wait=True):
-        known = storage.read_json(note) if note.exists() else {"done": 0, "about": about}
-        if known["about"] != about:
-            changed = next(key for key in sorted(about) if known["about"].get(key) != about[key])
-            raise experiment.UserError(f"{paths[0]} was made with {changed}={known['about'].get(changed)}, not "
-                                       f"{about[changed]}: name another --out or delete {note}")
-        if known["done"] >= size and all(path.exists() for path in paths):
-            return False
-        parts = [path.with_suffix(".part") for path in paths]
-        for part, path in zip(parts, paths, strict=True):
-            if known["done"] >= size and path.exists() and not part.exists():
-                path.replace(part)  # interrupted while they were renamed
-        done = known["done"] if all(part.exists() for part in parts) else 0
-        arrays = _open_parts(parts, size, fresh=not done)
-        _fill(source, arrays, done, size, lambda done: storage.write_atomically(
-            note, json.dumps({"done": done, "about": about})))  # fmt: skip
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    return True
-
-
-def _open_parts(parts, size, fresh):
-    """The two memory-mapped arrays; their room on the disk is taken now, not page by page."""
-    if fresh:
-        need, free = size * (3 * data.SIDE**2 + 3), shutil.disk_usage(parts[0].parent).free
-        if need > free:
-            raise experiment.UserError(f"a set of {size:,} images takes {need / 1e9:.1f} GB, and {parts[0].parent} has "
-                                       f"{free / 1e9:.1f} GB left")
-    shapes = ((size, 3, data.SIDE, data.SIDE), (size, 3))
-    mode = "w+" if fresh else "r+"
-    try:
-        arrays = [numpy.lib.format.open_memmap(part, mode, numpy.uint8, shape if fresh else None)
-                  for part, shape in zip(parts, shapes, strict=True)]
-        for part in parts if hasattr(os, "posix_fallocate") else ():  # not on macOS
-            with open(part, "r+b") as file:  # a page that finds no room later would kill the process
-                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-        return arrays
-    except (OSError, ValueError) as error:
-        raise experiment.UserError(f"cannot use {parts[0]}: {error}; delete it to start over") from None
-
-
-def _fill(source, arrays, done, size, note):
-    with tqdm(total=size, initial=done, desc="counterfactuals", unit="image", disable=None) as bar:
-        while done < size:
-            images, labels = source.chunk(done // CHUNK, min(CHUNK, size - done))
-            arrays[0][done : done + len(images)] = datasets.to_bytes(images).cpu().numpy()
-            arrays[1][done : done + len(images)] = labels.cpu().numpy()
-            done += len(images)
-            bar.update(len(images))
-            if done // CHUNK % SYNC_EVERY == 0 or done == size:
-                for array in arrays:
-                    array.flush()
-                note(done)
-
-
-def read_about(out):
-    """What a set was made from and how; raises UserError if there is none."""
-    _, note = _files(out)
-    if not note.exists():
-        raise experiment.UserError(f"no counterfactual set at {out}; cgn.generate makes one")
-    return storage.read_json(note)["about"]
-
-
-def read_set(out):
-    """(images, labels) of a finished set as memory-mapped arrays; raises UserError if it is not there, or torn."""
-    try:
-        return tuple(numpy.load(path, mmap_mode="r") for path in _files(out)[0])
-    except (OSError, ValueError) as error:
-        raise experiment.UserError(f"no counterfactual set at {out}: {error}; cgn.generate makes one") from None
 
 
 # --- figures ---------------------------------------------------------------------------------------------
@@ -281,7 +191,7 @@ def main(variant, textures, run, checkpoint, size, ratio, shapes, out, seed, dev
         source = Source(generator, device, seed, ratio, opacities, context)
         about = {"variant": variant, "textures": named, "checkpoint": str(path), "weights": storage.digest(path),
                  "ratio": ratio, "shapes": shapes, "seed": seed, "dtype": str(dtype)}  # fmt: skip
-        made = write_set(source, out, size, about)
+        made = sets.write(source, out, size, about)
         print(f"{out}_images.npy: {size:,} counterfactuals{'' if made else ', made before'}")
 
 

@@ -88,15 +88,6 @@ def read(dataset, labels, split, size, data, workers, device, seed):
                          train=split == "train", workers=workers, seed=seed)  # fmt: skip
 
 
-def batches(source, size, start):
-    """(batches in pass after pass without end, from step `start` on), the last, smaller one of a pass left out."""
-    each = max(1, len(source) // size)
-    number, done = divmod(start, each)
-    while True:
-        yield from itertools.islice(source.batches(size, number), done, each)
-        number, done = number + 1, 0
-
-
 # --- training ----------------------------------------------------------------------------------------
 
 
@@ -151,8 +142,8 @@ class Course(trainer.Training):
     def begin(self):
         o, source = self.options, self.source()
         context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
-        return Game(o["width"], o["adversary"], o["lr"], functools.partial(batches, source, o["batch"]), self.device,
-                    context, o["seed"])  # fmt: skip
+        batches = functools.partial(trainer.passes, source, o["batch"])
+        return Game(o["width"], o["adversary"], o["lr"], batches, self.device, context, o["seed"])
 
     def note(self, terms, seconds):
         if not terms.sums:

@@ -13,7 +13,7 @@ import experiment
 import reproduce
 import storage
 import trainer
-from cgn import abduction, analyse, classifiers, data, explain, games, generate, mechanisms, readers, train
+from cgn import abduction, analyse, classifiers, data, explain, games, generate, mechanisms, readers, sets, train
 
 SHORT = ("--steps", "4", "--batch", "8")
 
@@ -159,7 +159,7 @@ def test_figures_and_a_set(call, trained, tmp_path):
     assert code == 0, error
     assert {path.name for path in (tmp_path / "r").iterdir()} == {
         "sheet_double_colored.png", "interpolation_double_colored.png", "training_double_colored.gif"}
-    images, labels = generate.read_set(out)
+    images, labels = sets.read(out)
     assert images.shape == (1100, 3, 32, 32)
     assert labels.shape == (1100, 3)
     assert set(numpy.unique(labels)) <= set(range(10))
@@ -179,8 +179,8 @@ def source(seed=0, **more):
 
 
 def test_an_interrupted_set_goes_on_and_is_never_torn(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "SYNC_EVERY", 1)
-    generate.write_set(source(), tmp_path / "whole", 1700, {"seed": 0})
+    monkeypatch.setattr(sets, "SYNC_EVERY", 1)
+    sets.write(source(), tmp_path / "whole", 1700, {"seed": 0})
     broken, chunk = source(), generate.Source.chunk
 
     def dies(self, number, size=generate.CHUNK):
@@ -190,22 +190,22 @@ def test_an_interrupted_set_goes_on_and_is_never_torn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(generate.Source, "chunk", dies)
     with pytest.raises(KeyboardInterrupt):
-        generate.write_set(broken, tmp_path / "cut", 1700, {"seed": 0})
+        sets.write(broken, tmp_path / "cut", 1700, {"seed": 0})
     with pytest.raises(experiment.UserError, match="no counterfactual set"):
-        generate.read_set(tmp_path / "cut")
+        sets.read(tmp_path / "cut")
     assert json.loads((tmp_path / "cut.json").read_text())["done"] == 1000
     fresh, asked = source(), []
     monkeypatch.setattr(generate.Source, "chunk",
                         lambda self, number, size: asked.append(number) or chunk(self, number, size))
-    assert generate.write_set(fresh, tmp_path / "cut", 1700, {"seed": 0})
+    assert sets.write(fresh, tmp_path / "cut", 1700, {"seed": 0})
     assert asked == [2, 3]
-    for one, two in zip(generate.read_set(tmp_path / "whole"), generate.read_set(tmp_path / "cut"), strict=True):
+    for one, two in zip(sets.read(tmp_path / "whole"), sets.read(tmp_path / "cut"), strict=True):
         assert numpy.array_equal(one, two)
 
 
 def test_a_set_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(experiment.UserError, match=r"a set of 10,\d+,\d+,\d+ images takes 3\d,?\d+.\d GB"):
-        generate.write_set(source(), tmp_path / "huge", 10_000_000_000, {})
+        sets.write(source(), tmp_path / "huge", 10_000_000_000, {})
     assert not list(tmp_path.glob("huge*"))
 
 
@@ -213,8 +213,8 @@ def test_a_factual_sample_has_one_label_and_sets_in_memory_are_those_on_disk(tmp
     _, labels = source(factual=True).chunk(0, 50)
     assert (labels == labels[:, :1]).all()
     images, labels = generate.in_memory(source(), 700)
-    generate.write_set(source(), tmp_path / "set", 700, {})
-    assert numpy.array_equal(images.numpy(), generate.read_set(tmp_path / "set")[0])
+    sets.write(source(), tmp_path / "set", 700, {})
+    assert numpy.array_equal(images.numpy(), sets.read(tmp_path / "set")[0])
     assert len(torch.unique(images.flatten(1), dim=0)) == 700
 
 
@@ -246,7 +246,7 @@ def test_opacities_kept_by_the_training_are_those_found_again(trained):
 
 @pytest.mark.parametrize("cut", ["while renamed", "a part deleted", "a file deleted"])
 def test_a_set_whose_files_are_half_there_is_mended(tmp_path, monkeypatch, cut):
-    generate.write_set(source(), tmp_path / "set", 700, {})
+    sets.write(source(), tmp_path / "set", 700, {})
     images = tmp_path / "set_images.npy"
     before = images.read_bytes()
     labels = tmp_path / "set_labels.npy"
@@ -258,15 +258,15 @@ def test_a_set_whose_files_are_half_there_is_mended(tmp_path, monkeypatch, cut):
         labels.rename(labels.with_suffix(".part"))
     else:
         labels.unlink()
-    assert generate.write_set(source(), tmp_path / "set", 700, {})
+    assert sets.write(source(), tmp_path / "set", 700, {})
     assert images.read_bytes() == before
-    assert generate.read_set(tmp_path / "set")[1].shape == (700, 3)
+    assert sets.read(tmp_path / "set")[1].shape == (700, 3)
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_the_room_of_a_set_is_taken_when_it_is_begun(tmp_path):
     parts = [tmp_path / "a.part", tmp_path / "b.part"]
-    generate._open_parts(parts, 2000, fresh=True)
+    sets._open_parts(parts, 2000, 32, 10, fresh=True)
     assert parts[0].stat().st_blocks * 512 >= 2000 * 3 * 32 * 32
 
 
@@ -325,7 +325,7 @@ def test_unknown_sources_are_refused(call):
 
 
 def test_a_set_of_another_variant_is_refused_and_its_making_is_recorded(call, tmp_path):
-    generate.write_set(source(), tmp_path / "set", 200, {"variant": "colored", "ratio": 1})
+    sets.write(source(), tmp_path / "set", 200, {"variant": "colored", "ratio": 1})
     arguments = ("--on", "set", "--set", tmp_path / "set", "--steps", "2", "--batch", "8", "--results", tmp_path / "r")
     code, _, error = call("cgn.classify", "--variant", "wildlife", *arguments)
     assert code == 2

@@ -24,7 +24,7 @@ FLOORS = [
     {"ablate", "finetuning_report", "counterfactual_study", "counterfactual_report"},
     {"selection"},
     {"constructive_counterfactuals", "targeted_finetuning", "latent_counterfactuals"},
-    {"cgn.mechanisms", "cgn.classifiers"},
+    {"cgn.mechanisms", "cgn.classifiers", "cgn.sets"},
     {"cgn.data"},
     {"cgn.losses", "cgn.abduction", "cgn.readers"},
     {"cgn.games"},
