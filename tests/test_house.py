@@ -27,7 +27,7 @@ FLOORS = [
     {"cgn.mechanisms", "cgn.classifiers", "cgn.sets"},
     {"cgn.data"},
     {"cgn.losses", "cgn.abduction", "cgn.readers"},
-    {"cgn.games"},
+    {"cgn.games", "cgn.u2net", "cgn.scores"},
     {"cgn.train"},
     {"cgn.generate"},
     {"cgn.classify", "cgn.explain", "cgn.analyse", "cgn.bench"},
