@@ -10,8 +10,6 @@ None is needed for anything else in this repository. Where each is put by hand i
 import csv
 import hashlib
 import io
-import urllib.request
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +20,7 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 import datasets
+import downloads
 import experiment
 import stand_ins
 import storage
@@ -194,15 +193,13 @@ def fetch_celeba(root):
 
 
 def fetch_mall(root):
-    try:
-        with urllib.request.urlopen(MALL_URL, timeout=60) as answer:
-            data = answer.read()
-        print(f"{MALL_URL}: {len(data):,} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}")
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            packed.extractall(root)  # zipfile keeps member names inside the folder
-    except (OSError, zipfile.BadZipFile) as error:
-        raise experiment.UserError(f"Mall cannot be fetched ({error}); README.md, Data, says how to place a copy "
-                                   "by hand") from None
+    archive = Path(root) / "mall_dataset.zip"
+    by_hand = "README.md, Data, says how to place a copy by hand"
+    if not archive.is_file():
+        downloads.download(MALL_URL, archive, by_hand, what="Mall")
+    print(f"{MALL_URL}: {archive.stat().st_size:,} bytes, SHA-256 {downloads.digests(archive)['sha256']}")
+    downloads.extract(archive, root)
+    archive.unlink()
 
 
 def main(fetch, check, root):

@@ -11,23 +11,16 @@ an archive that lies there is used. Only one archive has a published checksum, w
 SHA-256 are printed, so that two copies can be compared.
 """
 
-import contextlib
-import hashlib
-import http.client
-import os
-import shutil
-import tarfile
-import tempfile
-import urllib.request
-import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy
 import torch
 from tqdm import tqdm
 
+import downloads
 import experiment
+from downloads import Source
 from experiment import UserError
 from robust_training import formats, photos
 
@@ -35,35 +28,8 @@ SET: Literal["in9", "in9l", "wb", "cct", "bit"] | None = None  # the set to fetc
 ROOT: Path = Path("data")  # where the sets lie
 CHECK: bool = False  # fetch nothing; read every split and say what was found
 
-BLOCK = 1 << 20  # bytes that are read at once
 KERNEL = "resnet/root_block/standardized_conv2d/kernel"  # an array that BiT's weights have
-
-
-class Source(NamedTuple):
-    """One file of a set.
-
-    file    its name in ROOT
-    url     where it is, or None if only a person can fetch it
-    hint    what a person does to get it
-    inside  the folder of the archive that is kept, or None for a file that is no archive
-    to      where that folder, or the file, belongs, below ROOT
-    size    its size in bytes where it is known for sure, else None
-    md5     the checksum that its publisher states, or None
-    """
-
-    file: str
-    url: str | None
-    hint: str
-    inside: str | None
-    to: str
-    size: int | None = None
-    md5: str | None = None
-
-
 LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/"
-IN9_TEST = Source("backgrounds_challenge_data.tar.gz", "https://github.com/MadryLab/backgrounds_challenge/releases/"
-                  "download/data/backgrounds_challenge_data.tar.gz", "from github.com/MadryLab/backgrounds_challenge",
-                  "bg_challenge", "bg_challenge/test")  # fmt: skip
 
 
 def _training_images(name):
@@ -73,8 +39,8 @@ def _training_images(name):
 
 
 SOURCES = {
-    "in9": (IN9_TEST, _training_images("original"), _training_images("no_fg")),
-    "in9l": (IN9_TEST, _training_images("in9l"), _training_images("no_fg")),
+    "in9": (downloads.IN9_TEST, _training_images("original"), _training_images("no_fg")),
+    "in9l": (downloads.IN9_TEST, _training_images("in9l"), _training_images("no_fg")),
     "wb": (Source("waterbird_complete95_forest2water2.tar.gz", "https://nlp.stanford.edu/data/dro/"
                   "waterbird_complete95_forest2water2.tar.gz", "from github.com/kohpangwei/group_DRO",
                   "waterbird_complete95_forest2water2", "waterbird_complete95_forest2water2"),
@@ -92,93 +58,9 @@ SOURCES = {
 }  # fmt: skip
 
 
-# --- fetching -------------------------------------------------------------------------------------
-
-
 def fetch(source, root):
-    """Bring one Source to its place below root; a line is printed for each step. Returns whether it is there now.
-
-    Raises UserError, naming the way by hand, if it cannot be reached, is damaged or is not what its publisher states.
-    """
-    target, archive = root / source.to, root / source.file
-    if target.exists() and target != archive:
-        print(f"{target} is here already")
-        return True
-    by_hand = f"put {source.file} into {root}/ by hand ({source.hint}) and run this again"
-    root.mkdir(parents=True, exist_ok=True)
-    if not archive.is_file():
-        if source.url is None:
-            print(f"{target} has no lasting address: {by_hand}")
-            return False
-        download(source.url, archive, by_hand)
-    verify(source, archive)
-    if source.inside is None:
-        check_weights(archive)
-    else:
-        unpack(archive, source.inside, target)
-        archive.unlink()
-    print(f"{target} is ready")
-    return True
-
-
-def download(url, path, by_hand):
-    """Save what is at url to path, wholly or not at all; by_hand: what else the user can do, for the UserError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer, open(part, "wb") as file:
-            length = int(answer.headers.get("Content-Length") or 0)
-            free = shutil.disk_usage(path.parent).free
-            if length > free:
-                raise UserError(f"{url} is {length:,} bytes, and {path.parent} has room for {free:,}")
-            with tqdm(total=length or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-                while block := answer.read(BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-            if length and file.tell() != length:
-                raise OSError(f"the connection ended after {file.tell():,} of {length:,} bytes")
-        os.replace(part, path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{url} cannot be fetched ({error}); {by_hand}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def verify(source, path):
-    """Print size and SHA-256 of a file, and whether anything is known to compare them with; UserError if it differs."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            sha256.update(block)
-            md5.update(block)
-    size = path.stat().st_size
-    if source.size not in (None, size) or source.md5 not in (None, md5.hexdigest()):
-        raise UserError(f"{path} is damaged or another file: it has {size:,} bytes and MD5 {md5.hexdigest()}, not "
-                        f"{source.size:,} and {source.md5}; delete it and run this again")
-    known = "its publisher's MD5 matches" if source.md5 else "its publisher states no checksum to compare with"
-    print(f"{path}: {size:,} bytes, SHA-256 {sha256.hexdigest()}; {known}")
-
-
-def unpack(archive, inside, target):
-    """Put the folder `inside` of a tar archive at target, wholly or not at all.
-
-    Members that would land outside the folder, links that point outside it, and devices are refused.
-    """
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as folder:
-        try:
-            with tarfile.open(archive) as packed:
-                packed.extractall(folder, filter="data")
-        except tarfile.FilterError as error:
-            raise UserError(f"{archive} is refused: {error}") from None
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-            raise UserError(f"{archive} cannot be unpacked ({reason}); if it is damaged, delete it and run this "
-                            "again") from None
-        found = Path(folder) / inside
-        if not found.is_dir():
-            raise UserError(f"{archive} is another archive than it should be: it holds no folder {inside}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(found, target)
+    """Bring one Source to its place below root, as downloads.fetch does; a file that is no archive has to be BiT's."""
+    return downloads.fetch(source, root, check_weights)
 
 
 # --- checking -------------------------------------------------------------------------------------

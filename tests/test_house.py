@@ -13,7 +13,7 @@ from conftest import ROOT, shell
 FLOORS = [
     {"experiment"},
     {"storage"},
-    {"flows", "gans", "trainer"},
+    {"flows", "gans", "trainer", "downloads"},
     {"datasets", "architecture", "classifiers", "metrics", "figures", "tables", "per_sample", "search",
      "textures", "backbones"},
     {"stand_ins", "counterfactual_metrics", "helix"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"ablate", "finetuning_report", "counterfactual_study", "counterfactual_report"},
     {"selection"},
     {"constructive_counterfactuals", "targeted_finetuning", "latent_counterfactuals"},
-    {"cgn.mechanisms", "cgn.classifiers", "cgn.sets"},
+    {"cgn.mechanisms", "cgn.classifiers", "cgn.sets", "cgn.sound", "cgn.fetch"},
     {"cgn.data"},
     {"cgn.losses", "cgn.abduction", "cgn.readers"},
     {"cgn.games", "cgn.u2net", "cgn.scores"},
@@ -49,7 +49,7 @@ FLOORS = [
 HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
 SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals",
            "targeted_finetuning", "latent_counterfactuals", "cgn.data", "cgn.train", "cgn.generate", "cgn.classify",
-           "cgn.explain", "cgn.analyse", "cgn.bench", "robust_training.digits", "robust_training.fetch",
+           "cgn.explain", "cgn.analyse", "cgn.bench", "cgn.fetch", "robust_training.digits", "robust_training.fetch",
            "robust_training.inpaint", "robust_training.train", "robust_training.bench", "robust_training.show", "bench",
            "reproduce"]
 TAKES_ALL = {"train", "robust_training.train"}  # whose main passes its options on by name

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy.io import savemat
 
 import catalogue
+import downloads
 import public_sets
 import stand_ins
 from experiment import UserError
@@ -151,7 +152,7 @@ def test_fetching_without_a_network_is_one_line(tmp_path, call, monkeypatch):
     def refuse(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(public_sets.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", refuse)
     code, _, err = call("public_sets", "--fetch", "mall", "--root", tmp_path)
     assert (code, err.count("\n")) == (2, 1)
     assert "no route to host" in err

@@ -1,6 +1,7 @@
 """IN-9, Waterbirds and CCT from tiny trees in their published formats: parsed, transformed together, fetched."""
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import downloads
 from experiment import UserError
 from robust_training import fetch, formats, photos
 from robust_training.formats import Sample
@@ -474,7 +476,7 @@ def test_fetching_unpacks_what_it_says(tmp_path, capsys):
     assert (root / "a/b/x.txt").read_text() == "hello"
     assert sorted(path.name for path in root.iterdir()) == ["a"]  # neither the archive nor a temporary folder stays
     out = capsys.readouterr().out
-    assert f"{archive.stat().st_size:,} bytes, SHA-256 {fetch.hashlib.sha256(archive.read_bytes()).hexdigest()}" in out
+    assert f"{archive.stat().st_size:,} bytes, SHA-256 {hashlib.sha256(archive.read_bytes()).hexdigest()}" in out
     assert "states no checksum" in out
     archive.unlink()
     assert fetch.fetch(source(archive.as_uri()), root)
@@ -503,7 +505,7 @@ def test_an_archive_that_is_damaged_is_one_line(tmp_path):
     archive.write_bytes(whole)
     with pytest.raises(UserError, match=r"is damaged or another file: it has .* delete it"):
         fetch.fetch(source(None, size=3, md5="0" * 32), tmp_path)
-    digest = fetch.hashlib.md5(whole).hexdigest()
+    digest = hashlib.md5(whole).hexdigest()
     assert fetch.fetch(source(None, size=len(whole), md5=digest), tmp_path)  # it lay there: placed by hand
 
 
@@ -531,12 +533,12 @@ def test_a_download_that_ends_early_leaves_nothing(tmp_path, monkeypatch):
     class Answer(io.BytesIO):
         headers = {"Content-Length": "10"}  # noqa: RUF012
 
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: Answer(b"short"))
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", lambda url, timeout: Answer(b"short"))
     with pytest.raises(UserError, match=r"ended after 5 of 10 bytes\); by hand"):
-        fetch.download("http://x", tmp_path / "x.tgz", "by hand")
+        downloads.download("http://x", tmp_path / "x.tgz", "by hand")
     Answer.headers = {"Content-Length": str(10**18)}
     with pytest.raises(UserError, match="has room for"):
-        fetch.download("http://x", tmp_path / "x.tgz", "by hand")
+        downloads.download("http://x", tmp_path / "x.tgz", "by hand")
     assert not list(tmp_path.iterdir())
 
 
