@@ -69,6 +69,19 @@ def from_bytes(images):
     return images.float() / 127.5 - 1
 
 
+def order_of(n, seed, stream_seed, shares=None):
+    """The order (N,) of a pass over n images: as they are, or shuffled by the stream of stream_seed.
+
+    shares (N,): instead n draws with replacement, each image as often as its share.
+    """
+    if stream_seed is None:
+        return torch.arange(n)
+    stream = experiment.generator(seed, f"{stream_seed}/order")
+    if shares is None:
+        return torch.randperm(n, generator=stream)
+    return torch.multinomial(shares, n, replacement=True, generator=stream)
+
+
 def of_class(digits, *classes):
     """Boolean mask (N,) of the digits that belong to one of the classes."""
     return torch.isin(digits.labels, torch.tensor(classes, device=digits.labels.device))

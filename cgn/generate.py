@@ -160,10 +160,11 @@ def training_film(run, path):
     file = Path(run) / "frames.pt"
     if not file.is_file():
         return False
-    frames = storage.load_checkpoint(file)["frames"].float() / 255  # (T, 4, classes, 3, 32, 32)
-    t, kinds, n = frames.shape[:3]
-    wide = frames.permute(0, 3, 1, 4, 2, 5).reshape(t, 3, kinds * data.SIDE, n * data.SIDE)
-    figures.animation(path, wide, side=(n * data.SIDE * 2, kinds * data.SIDE * 2), milliseconds=150)
+    frames = storage.load_checkpoint(file)["frames"].float() / 255  # (T, 4, classes, 3, H, W)
+    t, kinds, n, _, high, wide = frames.shape
+    strip = frames.permute(0, 3, 1, 4, 2, 5).reshape(t, 3, kinds * high, n * wide)
+    scale = 64 // wide or 1
+    figures.animation(path, strip, side=(n * wide * scale, kinds * high * scale), milliseconds=150)
     return True
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import datasets
 import experiment
 import storage
+from stand_ins import write_png
 
 SYNC_EVERY = 20  # chunks that an interruption may cost
 
@@ -107,3 +108,35 @@ def read(out):
         return tuple(numpy.load(path, mmap_mode="r") for path in _files(out)[0])
     except (OSError, ValueError) as error:
         raise experiment.UserError(f"no counterfactual set at {out}: {error}; cgn.generate makes one") from None
+
+
+# --- as files ------------------------------------------------------------------------------------------
+
+COLUMNS = ("file", "shape", "texture", "background")
+
+
+def write_files(source, folder, size, about):
+    """Write a set as pictures FOLDER/000000.png and so on with labels.csv, for other programs; returns how many now.
+
+    Chunks whose pictures are all there are not made again; labels.csv is written last, so that a folder without it is
+    not done. source, about: as in `write`.
+    """
+    folder, note, made = Path(folder), Path(folder) / "about.json", 0
+    folder.mkdir(parents=True, exist_ok=True)
+    about = about | {"size": size}
+    if note.exists() and storage.read_json(note) != about:
+        raise experiment.UserError(f"{folder} holds a set that was made with other options: name another --out or "
+                                   "delete it")
+    storage.write_atomically(note, json.dumps(about))
+    rows, each = [",".join(COLUMNS)], source.size_of_chunk
+    for number, start in enumerate(tqdm(range(0, size, each), str(folder), disable=None)):
+        names = [f"{k:06d}.png" for k in range(start, min(start + each, size))]
+        labels = source.labels(number, len(names))
+        if not all((folder / name).is_file() for name in names):
+            images, _ = source.chunk(number, len(names))
+            for name, image in zip(names, datasets.to_bytes(images).cpu(), strict=True):
+                write_png(folder / name, image)
+            made += len(names)
+        rows += [",".join([name, *map(str, row)]) for name, row in zip(names, labels.tolist(), strict=True)]
+    storage.write_atomically(folder / "labels.csv", "\n".join(rows) + "\n")
+    return made

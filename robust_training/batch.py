@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-import experiment
 from experiment import UserError
 
 
@@ -51,19 +50,6 @@ def join(batches):
     """One Batch of several."""
     parts = zip(*map(tuple, batches), strict=True)
     return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
-
-
-def order_of(n, seed, stream_seed, shares=None):
-    """The order (N,) of a pass over n images: as they are, or shuffled by the stream of stream_seed.
-
-    shares (N,): instead n draws with replacement, each image as often as its share.
-    """
-    if stream_seed is None:
-        return torch.arange(n)
-    stream = experiment.generator(seed, f"{stream_seed}/order")
-    if shares is None:
-        return torch.randperm(n, generator=stream)
-    return torch.multinomial(shares, n, replacement=True, generator=stream)
 
 
 def from_masks(images, labels, places, masks, infills=None):

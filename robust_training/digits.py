@@ -29,7 +29,7 @@ import datasets
 import experiment
 import figures
 import textures
-from robust_training.batch import from_masks, order_of
+from robust_training.batch import from_masks
 
 # --- the sheet that this script draws -------------------------------------------------------------
 LABELS: Literal["ten", "two"] = "ten"  # which label set
@@ -64,8 +64,8 @@ class Scenes:
         return len(self.labels)
 
     def batches(self, size, stream_seed=None, shares=None):
-        """Batches of `size` images, the last of what is left, in the order of batch.order_of."""
-        order = order_of(len(self), self.seed, stream_seed, shares)
+        """Batches of `size` images, the last of what is left, in the order of datasets.order_of."""
+        order = datasets.order_of(len(self), self.seed, stream_seed, shares)
         for index in order.to(self.labels.device).split(size):
             infills = None if self.infills is None else datasets.from_bytes(self.infills[index])
             yield from_masks(datasets.from_bytes(self.images[index]), self.labels[index], self.places[index],

@@ -20,7 +20,7 @@ import datasets
 import experiment
 from experiment import UserError
 from public_sets import open_image
-from robust_training.batch import Batch, boxes_to_masks, from_masks, order_of, rectangles
+from robust_training.batch import Batch, boxes_to_masks, from_masks, rectangles
 
 CROPS = 20  # draws of a crop before one is laid around a pixel of the foreground
 RESIZES = ("squash", "short")
@@ -174,12 +174,12 @@ class Photos:
                       self.seed)  # fmt: skip
 
     def batches(self, size, stream_seed=None, shares=None):
-        """Batches of size images, the last one of what is left, on the CPU, in the order of batch.order_of.
+        """Batches of size images, the last one of what is left, on the CPU, in the order of datasets.order_of.
 
         stream_seed None: in order, squashed. Else (say, the number of the epoch): shuffled and, for training, cropped
         and mirrored, from streams of this seed. Raises UserError at the first image with something wrong.
         """
-        order = order_of(len(self), self.seed, stream_seed, shares)
+        order = datasets.order_of(len(self), self.seed, stream_seed, shares)
         loader = DataLoader(_Pictures(self, stream_seed), batch_size=size, sampler=order.tolist(),
                             num_workers=self.workers, collate_fn=self._collate, pin_memory=torch.cuda.is_available(),
                             generator=experiment.generator(self.seed, "loader"))  # else it draws from the global one
