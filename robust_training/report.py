@@ -169,7 +169,8 @@ def claims(found):
         ("CF + F does better on flipped grounds than group-DRO, which is told the ground of every image",
          difference(found, pair, "group-DRO"), "higher"),
     ]  # fmt: skip
-    return "\n".join(f"- That {text} {tables.judge(mean, claimed, f'{mean:+.1f} points, {mean.n} seeds')}"
+    numbers = lambda mean: f"{mean:+.1f} points, {mean.n} seed{'s' * (mean.n > 1)}"
+    return "\n".join(f"- That {text} {tables.judge(mean, claimed, numbers(mean))}"
                      for text, mean, claimed in told if mean is not None) or UNMEASURED
 
 

@@ -75,7 +75,8 @@ def sheet_of_maps(path, seed, images, runs, device):
             rows[k].append((one / one.flatten().quantile(BRIGHTEST)).clamp(0, 1))
             captions[k].append(f"taken for {seen[k]}, {inside[k]:.0%}")
     heat = [(i, j) for i in range(images) for j in range(1, 1 + len(SEEN))]
-    figures.image_grid(path, rows, ["flipped ground", *SEEN], [""] * images, captions,
+    columns = ["flipped ground", *(arm.replace(" + ", "\n+ ") for arm in SEEN)]
+    figures.image_grid(path, rows, columns, [""] * images, captions,
                        "Where the gradient of the true class is large, and its share inside the digit", heat)
 
 
