@@ -94,6 +94,7 @@ FULL |= {f"robust_training.train {words}": Step("robust_training.train", tuple(w
 FULL |= {"robust_training.show": Step("robust_training.show", (), robust_report.FOLDER),
          "robust_training.bench": Step("robust_training.bench", (), "results/bench")}  # fmt: skip
 TRAINS = ("train", "cgn.train")
+ATTACKS = ("fgsm", "pgd")  # background swaps of part 6 that are passes of the network
 FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
 
@@ -307,6 +308,7 @@ def readme_blocks():
         "speed": bench_table(),
         "speed step": step_sentence(),
         "speed cgn": cgn_sentence(),
+        "speed robust": robust_sentence(),
     }
 
 
@@ -357,6 +359,17 @@ def cgn_sentence():
     return ("Part 5 in images a second, on wildlife: {} in training a CGN, {} in generating counterfactuals, {} in "
             "training a classifier. The original's own code does 37, 800 and 1,500 on 2 cores like these; in the table "
             "its recipe runs in our code.").format(*ours)
+
+
+def robust_sentence():
+    """What augmentation costs in part 6, as shares of a training step."""
+    shares = {row["arm"]: row["value"] for row in storage.read_lines("results/bench/metrics.jsonl")
+              if row["metric"] == "share_of_step"}
+    of = lambda kind: [share for arm, share in shares.items() if arm.startswith(kind) and arm.split()[1] not in ATTACKS]
+    low, high = ([f"{100 * pick(of(kind)):.0f}" for kind in ("counterfactual", "factual")] for pick in (min, max))
+    return (f"Of a training step of part 6, making counterfactuals takes {low[0]} to {high[0]} %, swapping backgrounds "
+            f"{low[1]} to {high[1]} %; fgsm and pgd (5 steps), which are passes of the network itself, "
+            f"{100 * shares['factual fgsm']:.0f} and {100 * shares['factual pgd']:.0f} %.")
 
 
 def main(quick, only_tables, again, published):
