@@ -1,7 +1,7 @@
 """Run every experiment and rebuild every table of README.md from the records.
 
     python reproduce.py            # the committed results: about 19 h on 2 cores; what is there is not done again
-    python reproduce.py --quick    # fewer samples and seeds, about 9 min; into runs/quick/ and results/quick/
+    python reproduce.py --quick    # fewer samples and seeds, about 5 min; into runs/quick/ and results/quick/
     python reproduce.py --only-tables   # only the tables, from the records that are there
 
 Prints one table. A step whose records exist with the same options is skipped; --again measures it anew.
