@@ -226,6 +226,18 @@ def _matches(source, name, stated, found):
 # --- unpacking --------------------------------------------------------------------------------------
 
 
+def failures(checks):
+    """The names in {name: a function} whose function raises UserError; what it says is printed, and the rest go on."""
+    wrong = []
+    for name, check in checks.items():
+        try:
+            check()
+        except UserError as error:
+            wrong.append(name)
+            print(f"{name}: {error}")
+    return wrong
+
+
 def unpack(archive, inside, target):
     """Put the folder `inside` of a tar or zip archive at target, wholly or not at all."""
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as folder:

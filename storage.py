@@ -104,6 +104,14 @@ def model_in(state):
     return (made["name"], made["settings"], weights) if named else (None, None, weights)
 
 
+def parts_of(state, name, maker):
+    """(settings, weights) of a checkpoint of the model called `name`, which maker makes; UserError for another one."""
+    found, settings, weights = model_in(state)
+    if found != name:
+        raise UserError(f"this checkpoint is of {found or 'an unnamed model'}; python -m {maker} makes one of {name}")
+    return settings, weights
+
+
 def one_of(models, kind, name):
     """The entry of this name in a dict of models; kind: what they are called in the UserError if there is none."""
     if name not in models:

@@ -15,8 +15,7 @@ from torch import nn
 import backbones
 import experiment
 import trainer
-from experiment import UserError
-from storage import load_weights, model_in
+from storage import load_weights, parts_of
 
 HEADS = ("shape", "texture", "background")
 BETAS = (0.9, 0.999)  # of Adam
@@ -96,8 +95,5 @@ def build(backbone, classes, side, seed, frozen=False):
 
 def restore(state):
     """The Ensemble in a checkpoint of train_ensemble, in evaluation mode."""
-    name, settings, weights = model_in(state)
-    if name != "ensemble":
-        raise UserError(f"this checkpoint is of {name or 'an unnamed model'}; cgn.train_ensemble makes one of "
-                        "an ensemble")
+    settings, weights = parts_of(state, "ensemble", "cgn.train_ensemble")
     return load_weights(Ensemble(**settings), weights).eval()

@@ -12,6 +12,7 @@ in its file names) or, where they state none, those that other projects do; wher
 compared, and size and SHA-256 are printed.
 """
 
+import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -243,16 +244,13 @@ def check(name, root):
 
 def check_all(what, root):
     """Check the artefacts named, or all that are there; UserError at the end if something is wrong with any."""
-    wrong = []
-    for name in what or MANIFEST:
+    def one(name):
         if not what and not downloads.is_there(Path(root) / MANIFEST[name].to):
             print(f"{name}: not there")
-            continue
-        try:
+        else:
             check(name, root)
-        except UserError as error:
-            wrong.append(name)
-            print(f"{name}: {error}")
+
+    wrong = downloads.failures({name: functools.partial(one, name) for name in what or MANIFEST})
     if wrong:
         raise UserError(f"something is wrong with {', '.join(wrong)}: see above")
 

@@ -22,7 +22,7 @@ from torch import nn
 from cgn import biggan, losses, u2net
 from cgn.mechanisms import CLAMP, Parts
 from experiment import UserError
-from storage import load_checkpoint, load_weights, model_in
+from storage import load_checkpoint, load_weights, parts_of
 
 PUBLISHED = ("biggan-deep-256", "u2net")  # what the published cgn.pth is made of
 MECHANISMS = ("f_shape", "f_text", "f_bg")
@@ -134,10 +134,7 @@ def objective(made, network, stream, weights, patches):
 
 def restore(state):
     """The ObjectsCGN, without its target, of a checkpoint of cgn.train_objects."""
-    name, settings, weights = model_in(state)
-    if name != "objects":
-        raise UserError(f"this checkpoint is of {name or 'an unnamed model'}; python -m cgn.train_objects makes one of "
-                        "a CGN of objects")
+    settings, weights = parts_of(state, "objects", "cgn.train_objects")
     return load_weights(ObjectsCGN(**settings), weights)
 
 

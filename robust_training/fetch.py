@@ -98,15 +98,11 @@ def check_set(name, root):
         if not path.is_file():
             raise UserError(f"{path} is missing: python -m robust_training.fetch --set bit")
         return check_weights(path)
-    wrong = []
-    for split in formats.SPLITS[name]:
-        try:
-            print(check_split(name, split, root))
-        except UserError as error:
-            wrong.append(split)
-            print(f"{name} {split}: {error}")
+    wrong = downloads.failures({f"{name} {split}": lambda split=split: print(check_split(name, split, root))
+                                for split in formats.SPLITS[name]})  # fmt: skip
     if wrong:
-        raise UserError(f"{name} cannot be read in full: see above for {', '.join(wrong)}")
+        splits = ', '.join(label.split()[-1] for label in wrong)
+        raise UserError(f"{name} cannot be read in full: see above for {splits}")
 
 
 def main(set, root, check):

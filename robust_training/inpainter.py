@@ -24,7 +24,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from experiment import UserError
 from robust_training.batch import extent
-from storage import load_weights, model_in
+from storage import load_weights, parts_of
 
 STRIDE = 4  # pixels of a cell, in which attention works
 CANDIDATES = 32  # rectangles drawn for a hole before an image goes without one
@@ -191,10 +191,7 @@ def blank(images, where):
 
 def restore(checkpoint):
     """The Inpainter in a checkpoint of inpaint.py, ready for use; UserError for a checkpoint of something else."""
-    name, settings, weights = model_in(checkpoint)
-    if name != "inpainter":
-        raise UserError(f"this checkpoint is of {name or 'an unnamed model'}; python -m robust_training.inpaint makes "
-                        "one of an inpainter")
+    settings, weights = parts_of(checkpoint, "inpainter", "robust_training.inpaint")
     return load_weights(Inpainter(**settings), weights).eval()
 
 

@@ -1,5 +1,6 @@
 """README's tables and sentences of part 6, from the records of its scripts alone."""
 
+import json
 from pathlib import Path
 
 import experiment
@@ -33,14 +34,18 @@ def options_of(words):
 
 def by_arm(records, commands):
     """{arm: {(split, metric): {seed: value}}} of commands {command line: arm}."""
-    wanted = [(arm, options_of(words)) for words, arm in commands.items()]
-    found = {}
+    wanted, found = {key(options_of(words)): arm for words, arm in commands.items()}, {}
     for row in records:
         if row["experiment"] == "train" and row["value"] is not None and not row["setting"]:
-            own = {name: value for name, value in row["options"].items() if name != "inpainter_weights"}
-            for arm in (arm for arm, options in wanted if options == own):
+            arm = wanted.get(key(row["options"]))
+            if arm is not None:
                 found.setdefault(arm, {}).setdefault((row["split"], row["metric"]), {})[row["seed"]] = row["value"]
     return found
+
+
+def key(options):
+    """Options as something to look up; the digest of the inpainter's weights, which a plan cannot know, is left out."""
+    return json.dumps({name: value for name, value in options.items() if name != "inpainter_weights"}, sort_keys=True)
 
 
 # --- tables -----------------------------------------------------------------------------------------

@@ -108,15 +108,14 @@ def chart_of_reliability(path, records):
 
 def bins_of(records, words):
     """[(mean confidence, share right)] of the bins of an arm on flipped grounds, over its seeds."""
-    options = [report.options_of(f"{words} --seed {seed}".strip()) for seed in plan.SEEDS]
+    wanted = {report.key(report.options_of(f"{words} --seed {seed}".strip())) for seed in plan.SEEDS}
     sums = {}
     for row in records:
-        if row["metric"] in ("confidence", "reliability") and row["split"] == "flip" and row["value"] is not None:
-            own = {name: value for name, value in row["options"].items() if name != "inpainter_weights"}
-            if own in options:
-                part = sums.setdefault(row["setting"]["bin"], {"n": 0, "confidence": 0, "reliability": 0})
-                part[row["metric"]] += row["n"] * row["value"]
-                part["n"] += row["n"] * (row["metric"] == "reliability")
+        told = row["metric"] in ("confidence", "reliability") and row["split"] == "flip" and row["value"] is not None
+        if told and report.key(row["options"]) in wanted:
+            part = sums.setdefault(row["setting"]["bin"], {"n": 0, "confidence": 0, "reliability": 0})
+            part[row["metric"]] += row["n"] * row["value"]
+            part["n"] += row["n"] * (row["metric"] == "reliability")
     total = sum(part["n"] for part in sums.values())
     return [(part["confidence"] / part["n"], part["reliability"] / part["n"])
             for _, part in sorted(sums.items()) if part["n"] >= total / 100]  # fmt: skip
