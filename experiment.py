@@ -7,6 +7,7 @@ It knows nothing of images or models. A script declares its options as UPPER_CAS
 import argparse
 import contextlib
 import errno
+import functools
 import hashlib
 import math
 import re
@@ -195,6 +196,11 @@ def precise(device, precision, small=False):
 def autocast(device, dtype):
     """A context in which networks run in dtype; weights, and whatever is computed outside, stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
+
+
+def in_precision(device, precision, small=False):
+    """What makes the context in which networks run in the dtype of --precision; see `precise` for small."""
+    return functools.partial(autocast, device, precise(device, precision, small))
 
 
 def synchronize(device):

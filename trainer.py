@@ -26,6 +26,7 @@ import storage
 DECAY = 0.998  # of the running average of the weights, a step (Karras et al. 2018)
 SAVE_AFTER = 60  # seconds that a kill may cost
 LOG_EVERY = 100  # steps
+FRAMES, FILM = 20, "frames.pt"  # pictures of a training, and their file in its run folder
 
 
 def fabric_of(device, devices, half=False):
@@ -210,6 +211,33 @@ class Training:
                  "step": self.step} | self.kept()  # fmt: skip
         storage.save_checkpoint(self.folder.best, about | {"model": weights})
         storage.save_checkpoint(self.folder.last, about | {"game": self.game.state(), "lines": self.lines})
+
+
+class Filmed(Training):
+    """A Training that keeps FRAMES pictures of what its game makes in the run folder: `picture` gives one, uint8."""
+
+    def __init__(self, folder, options, first=True):
+        self.frames = []
+        super().__init__(folder, options, first)
+        if self.step and (folder.path / FILM).exists():  # written before last.pt, the pictures may be ahead of it
+            self.frames = list(storage.load_checkpoint(folder.path / FILM)["frames"])[: self.step // self.every]
+
+    def picture(self):
+        raise NotImplementedError
+
+    @property
+    def every(self):
+        """Steps between two pictures."""
+        return max(1, self.options["steps"] // FRAMES)
+
+    def after_step(self):
+        if self.first and self.step % self.every == 0:
+            self.frames.append(self.picture())
+
+    def save(self):
+        if self.first and self.frames:
+            storage.save_checkpoint(self.folder.path / FILM, {"frames": torch.stack(self.frames)})
+        super().save()
 
 
 def train(path, options, course, fabric=None):

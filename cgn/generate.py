@@ -20,6 +20,7 @@ import datasets
 import experiment
 import figures
 import storage
+import trainer
 from cgn import abduction, data, mechanisms, sets, train
 
 # --- what is generated ---------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def interpolation(generator, variant, seed, path, ends=(3, 8), columns=9):
 
 def training_film(run, path):
     """The GIF of a training: mask, object, background and composite, a column for each class."""
-    file = Path(run) / "frames.pt"
+    file = Path(run) / trainer.FILM
     if not file.is_file():
         return False
     frames = storage.load_checkpoint(file)["frames"].float() / 255  # (T, 4, classes, 3, H, W)

@@ -59,8 +59,6 @@ PUBLISHED = {"colored": (0.1, (0.05, 0.1, 0.01, 0.0), ("orthogonal", 0.1)),
              "wildlife": (0.3, (0.01, 0.05, 0.0, 0.01), ("normal", 0.03))}  # fmt: skip
 CANVAS = {"colored": 1, "double_colored": 1, "wildlife": 64}  # side of the textures' canvases: a colour is one pixel
 GAN_WIDTH = 16  # of the baseline; the replication's checkpoints have 64, at 13 times the cost
-FRAMES = 20  # pictures of the GIF
-FILM = "frames.pt"  # in the run folder
 COLLAPSED = (0.02, 0.6)  # a class whose mean mask is outside has collapsed: MNIST's digits cover 0.08 to 0.25
 
 
@@ -164,15 +162,13 @@ def make_game(options, variant, shapes, opacities, context):
 # --- the run -------------------------------------------------------------------------------------------
 
 
-class Course(trainer.Training):
+class Course(trainer.Filmed):
     """A training in its folder: abduction first, then the game."""
 
     def __init__(self, folder, options, variant):
         self.variant, self.shapes = variant, variant.shapes("train")
-        self.abduction, self.iou, self.frames = None, None, []
+        self.abduction, self.iou = None, None
         super().__init__(folder, options)
-        if self.step and (folder.path / FILM).exists():  # written before last.pt, the pictures may be ahead of it
-            self.frames = list(storage.load_checkpoint(folder.path / FILM)["frames"])[: self.step // self.every]
         if self.abduction and not self.lines:
             self.write({"event": "abduction", "iou": self.iou, "seconds": self.last["seconds"]})
 
@@ -184,8 +180,7 @@ class Course(trainer.Training):
 
     def context(self, small):
         """What makes the context that networks run in; small: those of the game, whose layers are."""
-        dtype = experiment.precise(self.variant.device, self.options["precision"], small)
-        return functools.partial(experiment.autocast, self.variant.device, dtype)
+        return experiment.in_precision(self.variant.device, self.options["precision"], small)
 
     def find_shapes(self):
         """Learn the abduction, or take it from the checkpoint."""
@@ -214,15 +209,6 @@ class Course(trainer.Training):
         storage.save_checkpoint(self.folder.path / "opacities.pt", {"alphas": found[1], "labels": found[2]})
         return found
 
-    @property
-    def every(self):
-        """Steps between two pictures."""
-        return max(1, self.options["steps"] // FRAMES)
-
-    def after_step(self):
-        if self.step % self.every == 0:
-            self.frames.append(self.picture())
-
     @torch.no_grad()
     def picture(self):
         """Mask, object, background and composite of one latent a class, (4, classes, 3, 32, 32), uint8."""
@@ -239,11 +225,6 @@ class Course(trainer.Training):
 
     def kept(self):
         return {"iou": self.iou} | ({"abduction": self.abduction.state_dict()} if self.abduction else {})
-
-    def save(self):
-        if self.frames:
-            storage.save_checkpoint(self.folder.path / FILM, {"frames": torch.stack(self.frames)})
-        super().save()
 
     def closing(self):
         if self.options["model"] == "gan":

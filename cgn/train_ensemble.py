@@ -57,7 +57,7 @@ class Course(trainer.Training):
 
     def begin(self):
         o = self.options
-        context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
+        context = experiment.in_precision(self.device, o["precision"])
         batches = {kind: functools.partial(trainer.passes, source(), size) for kind, source, size in (
             ("real", self.sources["real"], o["batch"]),
             ("counterfactual", self.sources["counterfactual"], round(o["batch"] * o["ratio"])))

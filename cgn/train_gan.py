@@ -91,7 +91,7 @@ class Course(trainer.Training):
 
     def begin(self):
         o = self.options
-        context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
+        context = experiment.in_precision(self.device, o["precision"])
         batches = functools.partial(trainer.passes, self.source(), o["batch"])
         return Game(o["config"], o["lr"], o["lr_discriminator"], batches, self.device, context, o["seed"], self.fabric)
 

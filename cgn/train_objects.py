@@ -62,7 +62,6 @@ PRESETS = {
 TERMS = ("l1", "gram", "entropy", "area", "texture", "background")
 PARTS_OF = {"rec": ("l1", "gram"), "shape": ("entropy", "area")}  # of a loss of the paper that has two halves
 BETAS = (0.5, 0.999)  # of Adam (published)
-FRAMES, FILM = 20, "frames.pt"  # pictures of the training
 MEASURED = 2000  # images whose masks are averaged (the replication's number)
 
 
@@ -108,29 +107,18 @@ class Game(trainer.Game):
         return found
 
 
-class Course(trainer.Training):
+class Course(trainer.Filmed):
     """A training of a CGN of objects in its folder; model: with its target."""
 
     def __init__(self, folder, options, model, preset, device, fabric=None, first=True):
-        self.model, self.preset, self.device, self.fabric, self.frames = model, preset, device, fabric, []
+        self.model, self.preset, self.device, self.fabric = model, preset, device, fabric
         super().__init__(folder, options, first)
-        if self.step and (folder.path / FILM).exists():  # written before last.pt, the pictures may be ahead of it
-            self.frames = list(storage.load_checkpoint(folder.path / FILM)["frames"])[: self.step // self.every]
 
     def begin(self):
         o = self.options
-        context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
+        context = experiment.in_precision(self.device, o["precision"])
         return Game(self.model, self.preset, weights_of(self.preset, o["leave_out"]), (o["batch"], o["accumulate"]),
                     o["truncation"], o["features"], self.device, context, o["seed"], self.fabric)  # fmt: skip
-
-    @property
-    def every(self):
-        """Steps between two pictures."""
-        return max(1, self.options["steps"] // FRAMES)
-
-    def after_step(self):
-        if self.first and self.step % self.every == 0:
-            self.frames.append(self.picture())
 
     @torch.no_grad()
     def picture(self):
@@ -143,11 +131,6 @@ class Course(trainer.Training):
 
     def architecture(self):
         return "objects", self.model.settings, self.game.averaged()
-
-    def save(self):
-        if self.first and self.frames:
-            storage.save_checkpoint(self.folder.path / FILM, {"frames": torch.stack(self.frames)})
-        super().save()
 
 
 def weights_of(preset, leave_out):

@@ -70,7 +70,7 @@ class Course(trainer.Training):
 
     def begin(self):
         o = self.options
-        context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
+        context = experiment.in_precision(self.device, o["precision"])
         batches = functools.partial(trainer.passes, self.source("train"), o["batch"])
         return Game(o["model"], o["lr"], batches, self.device, context, o["seed"])
 

@@ -141,7 +141,7 @@ class Course(trainer.Training):
 
     def begin(self):
         o, source = self.options, self.source()
-        context = functools.partial(experiment.autocast, self.device, experiment.precise(self.device, o["precision"]))
+        context = experiment.in_precision(self.device, o["precision"])
         batches = functools.partial(trainer.passes, source, o["batch"])
         return Game(o["width"], o["adversary"], o["lr"], batches, self.device, context, o["seed"])
 

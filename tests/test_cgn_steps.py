@@ -130,7 +130,7 @@ def test_contradictions_are_refused(call):
 
 def test_a_run_is_saved_before_its_first_picture(call, tmp_path, monkeypatch):
     """The published recipe saves every minute, and takes its first picture after an hour."""
-    monkeypatch.setattr(train, "FRAMES", 1)
+    monkeypatch.setattr(trainer, "FRAMES", 1)
     monkeypatch.setattr(trainer, "LOG_EVERY", 1)
     monkeypatch.setattr(trainer, "SAVE_AFTER", -1)
     code, _, error = call("cgn.train", "--model", "gan", *SHORT, "--run", tmp_path / "run", "--results", tmp_path / "r")
