@@ -82,7 +82,7 @@ def load_checkpoint(path):
     """The dict saved at path, on the CPU. Only tensors and plain values are read: no code in it ever runs."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; train.py makes one")
+        raise UserError(f"no checkpoint at {path}; the script that trains it makes one")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged and foreign files

@@ -15,6 +15,7 @@ hold the same weights. Only the first one writes.
 import contextlib
 import copy
 import itertools
+import os
 import time
 
 import torch
@@ -29,13 +30,31 @@ LOG_EVERY = 100  # steps
 FRAMES, FILM = 20, "frames.pt"  # pictures of a training, and their file in its run folder
 
 
+def processes(devices, environ=os.environ):
+    """(processes on each machine, machines): what torchrun says, where it has started this one, else (devices, 1)."""
+    if "LOCAL_WORLD_SIZE" not in environ:
+        return devices, 1
+    here = int(environ["LOCAL_WORLD_SIZE"])
+    return here, int(environ["WORLD_SIZE"]) // here
+
+
+def fabric_if_needed(device, devices):
+    """Lightning Fabric where several processes train, launched; None for one."""
+    return None if processes(devices) == (1, 1) else fabric_of(device, devices)
+
+
 def fabric_of(device, devices, half=False):
-    """Lightning Fabric on this device, launched; half: half precision, which is bfloat16 on a processor."""
+    """Lightning Fabric on this device, launched; half: half precision, which is bfloat16 on a processor.
+
+    Machines that train together, started by torchrun, read and write one run folder: it is on a disk that they share.
+    """
     from lightning_fabric import Fabric  # here, because it takes seconds to import
 
     precision = "32-true" if not half else "16-mixed" if device.type == "cuda" else "bf16-mixed"
-    fabric = Fabric(accelerator={"mps": "mps", "cuda": "cuda"}.get(device.type, "cpu"), devices=devices,
-                    strategy="ddp" if devices > 1 else "auto", precision=precision)  # fmt: skip
+    here, machines = processes(devices)
+    fabric = Fabric(accelerator={"mps": "mps", "cuda": "cuda"}.get(device.type, "cpu"), devices=here,
+                    num_nodes=machines, strategy="ddp" if here * machines > 1 else "auto",
+                    precision=precision)  # fmt: skip
     fabric.launch()
     return fabric
 

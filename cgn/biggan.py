@@ -1,21 +1,19 @@
-"""BigGAN-deep: a generator of images of a class, in the layout of the published weights, and a discriminator for it.
+"""BigGAN-deep: a generator of images of a class, in the layout of the published weights.
 
 Brock, Donahue and Simonyan 2019 (Large Scale GAN Training for High Fidelity Natural Image Synthesis, ICLR, arXiv
 1809.11096), appendix B. The CGN of ImageNet takes the generator four times (Sauer and Geiger 2021): it says what images
 should look like, and every mechanism starts from it.
 
     biggan-deep-128, -256, -512   the published generators, 1,000 classes of ImageNet
-    objects64                     ours for 64 x 64 pixels and 10 classes: generator and discriminator each cost 20
-                                  million multiplications an image, and a training step on 32 images 0.16 s on one core
+    objects64                     ours for 64 x 64 pixels and 10 classes: it costs 20 million multiplications an image
 
     model(latents, labels, truncation)      images (B, 3, H, W) in [-1, 1]
     model.sample(n, stream)                 the same of latents, and labels, that are drawn
-    Discriminator(config)(images, labels)   logits (B,), trained by hinge_discriminator and hinge_generator
     measure_statistics(model, stream)       after a training from zero: what batch norm uses in evaluation
 
 Parameters are named as in the files that the repository huggingface/pytorch-pretrained-BigGAN links to, made there from
-the authors' own; `load_published` reads them, `restore` reads our checkpoints. No discriminator was published: its
-blocks mirror the generator's, as in the paper's tables 7 to 9.
+the authors' own; `load_published` reads them, `restore` reads our checkpoints. What it is trained against is in
+discriminator.py.
 """
 
 import copy
@@ -165,7 +163,7 @@ class SelfAttention(nn.Module):
         return x + self.gamma * self.snconv1x1_o_conv(gathered)
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
     """The four convolutions of a block, named as published."""
 
     def __init__(self, into, middle, out, eps):
@@ -174,7 +172,7 @@ class _Bottleneck(nn.Module):
         self.conv_1, self.conv_2 = (Spectral(middle, middle, 3, 3, eps=eps) for _ in range(2))
 
 
-class GenBlock(_Bottleneck):
+class GenBlock(Bottleneck):
     """A residual block of the generator (appendix B): x without its last channels, plus four convolutions."""
 
     def __init__(self, into, out, condition, up, eps):
@@ -308,55 +306,6 @@ def _batch_statistics(model, runs):
     for latents, labels in runs:
         model(latents, labels)
     return [torch.stack(found) for found in seen.values()]
-
-
-# --- discriminator -------------------------------------------------------------------------------------
-
-
-class DisBlock(_Bottleneck):
-    """A residual block of the discriminator (appendix B): x and new channels beside it, plus four convolutions."""
-
-    def __init__(self, into, out, down, eps):
-        super().__init__(into, out // BOTTLENECK, out, eps)
-        self.reduced = nn.AvgPool2d(2) if down else nn.Identity()
-        self.conv_sc = Spectral(out - into, into, 1, 1, eps=eps) if out > into else None
-
-    def forward(self, x):
-        h = self.conv_1(F.relu(self.conv_0(F.relu(x)), inplace=True))
-        h = self.conv_3(self.reduced(F.relu(self.conv_2(F.relu(h, inplace=True)), inplace=True)))
-        x = self.reduced(x)
-        return h + (x if self.conv_sc is None else torch.cat([x, self.conv_sc(x)], 1))
-
-
-class Discriminator(nn.Module):
-    """The generator's blocks in reverse, attention among them, and a projection on the class (Miyato, Koyama 2018)."""
-
-    def __init__(self, config):
-        super().__init__()
-        width, eps, self.fold = config.width, config.eps, config.fold
-        blocks = [DisBlock(out * width, into * width, up, eps) for up, into, out in reversed(config.layers)]
-        blocks.insert(len(blocks) - config.attention, SelfAttention(config.layers[config.attention][1] * width, eps))
-        first, last = config.layers[-1][2] * width, config.layers[0][1] * width
-        self.conv_from_rgb = Spectral(first, 3 * self.fold**2, 3, 3, eps=eps)
-        self.blocks = nn.Sequential(*blocks)
-        self.linear, self.embed = Spectral(1, last, eps=eps), Spectral(config.classes, last, eps=eps, bias=False)
-
-    def forward(self, images, labels):
-        """Logits (B,), float32, of images (B, 3, H, W) in [-1, 1]; labels: (B,), or shares of the classes."""
-        h = self.blocks(self.conv_from_rgb(F.pixel_unshuffle(images, self.fold)))
-        h = F.relu(h).sum((2, 3)).float()  # (B, last)
-        with torch.autocast(h.device.type, enabled=False):
-            return self.linear(h).squeeze(1) + (_mixed(self.embed.weight(), labels) * h).sum(1)
-
-
-def hinge_discriminator(real, fake):
-    """The discriminator's loss on logits of real and made images (Lim and Ye 2017; the paper's section 3)."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-
-
-def hinge_generator(fake):
-    """The generator's loss on the discriminator's logits of what it made."""
-    return -fake.mean()
 
 
 # --- making and restoring ------------------------------------------------------------------------------

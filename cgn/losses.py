@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import experiment
+import storage
+from cgn import fetch
 from cgn.mechanisms import CLAMP, CLASSES
 
 # --- adversaries -----------------------------------------------------------------------------------
@@ -80,27 +82,35 @@ class RandomFilters(nn.Module):
 
 
 class VGG16(nn.Module):
-    """Activations of relu1_2, 2_2, 3_3 and 4_3 of torchvision's VGG16 with ImageNet weights, fetched at first use.
+    """Activations of relu1_2, 2_2, 3_3 and 4_3 of torchvision's VGG16; images in [-1, 1] are normalised as it expects.
 
-    Images in [-1, 1] are brought to ImageNet's mean and deviation first. Raises UserError where the weights cannot be
-    had. weights: None for random ones, in tests.
+    weights: the file of ImageNet's weights, which `python -m cgn.fetch --what vgg16` gets, or None for random ones, in
+    tests. Raises UserError for a file that is absent, damaged or another network's.
     """
 
     TAPS = (3, 8, 15, 22)
     MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(self, weights="IMAGENET1K_V1"):
+    def __init__(self, weights):
         super().__init__()
         import torchvision  # here, because it takes a second and is rarely needed
 
-        try:
-            layers = torchvision.models.vgg16(weights=weights).features
-        except Exception as error:  # every way in which a network or a damaged file can fail
-            raise experiment.UserError(f"--features vgg16: its weights cannot be had ({error}); random needs "
-                                       "none") from None
-        self.layers = layers[: self.TAPS[-1] + 1].requires_grad_(False).eval()
+        with torch.device("meta"):  # most of it is a classifier, which is not needed
+            model = torchvision.models.vgg16(weights=None).features
+        self.layers = self._filled(model.to_empty(device="cpu"), weights)[: self.TAPS[-1] + 1].requires_grad_(False)
         for name, values in (("mean", self.MEAN), ("deviation", self.DEVIATION)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+
+    @staticmethod
+    def _filled(layers, weights):
+        if weights is not None:
+            given = storage.load_checkpoint(weights)
+            return storage.load_weights(layers, {name.removeprefix("features."): value for name, value in given.items()
+                                                 if not name.startswith("classifier.")})  # fmt: skip
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()
+        return layers
 
     def forward(self, x):
         h, found = ((x + 1) / 2 - self.mean) / self.deviation, []
@@ -112,8 +122,9 @@ class VGG16(nn.Module):
 
 
 def features(name, device):
-    """The network of --features: "random" or "vgg16"."""
-    return {"random": RandomFilters, "vgg16": VGG16}[name]().to(device).requires_grad_(False)
+    """The network of --features: "random", or "vgg16" with the weights that cgn.fetch gets."""
+    network = RandomFilters() if name == "random" else VGG16(fetch.path_of("vgg16"))
+    return network.to(device).requires_grad_(False)
 
 
 def gram(maps):

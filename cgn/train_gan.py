@@ -18,23 +18,23 @@ import experiment
 import figures
 import storage
 import trainer
-from cgn import biggan, folders, objects64
+from cgn import biggan, discriminator, folders, objects64
 
 # --- what is trained -----------------------------------------------------------------------------------
 CONFIG: str = "objects64"  # a name in biggan.CONFIGS
 FOLDER: Path | None = None  # of class images, ROOT/CLASS/*.jpg; by default the made set
 SEED: experiment.Index = 0  # names the streams of initialisation, order, latents
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
-DEVICES: experiment.Count = 1  # GPUs, or processes on the CPU, that share each batch
+DEVICES: experiment.Count = 1  # GPUs, or processes on the CPU, that share each batch; torchrun's number goes first
 PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where there are matrix units for it
 RUN: Path | None = None  # run folder; by default runs/biggan_CONFIG
 RESULTS: Path = Path("results/cgn")  # where records and the sheet go
 
 # --- how -------------------------------------------------------------------------------------------------
-STEPS: experiment.Count = 12_000  # of both sides; published for ImageNet: 1.5e5 with a batch of 2048
+STEPS: experiment.Count = 20_000  # of both sides; published for ImageNet: 1.5e5 with a batch of 2048
 BATCH: experiment.Count = 32  # images a step
-LR: experiment.Positive = 4e-4  # of the generator; published 5e-5, for large batches
-LR_DISCRIMINATOR: experiment.Positive = 8e-4  # published 2e-4: faster than the generator, as here
+LR: experiment.Positive = 2e-4  # of the generator, falling in the second half; published 5e-5, for large batches
+LR_DISCRIMINATOR: experiment.Positive = 6e-4  # published 2e-4: faster than the generator, as here
 SAMPLES: experiment.Count = 10  # of each class on the sheet
 
 BETAS = (0.0, 0.99)  # of Adam
@@ -49,7 +49,7 @@ class Game(trainer.Game):
     def __init__(self, config, lr, lr_discriminator, batches, device, context, seed, fabric=None):
         with experiment.seeded(seed, "initialisation"):
             generator = biggan.build(config)
-            networks = {"generator": generator, "discriminator": biggan.Discriminator(generator.config)}
+            networks = {"generator": generator, "discriminator": discriminator.Discriminator(generator.config)}
         for network in networks.values():
             network.to(device, memory_format=torch.channels_last)
         rates = {"generator": lr, "discriminator": lr_discriminator}
@@ -70,12 +70,12 @@ class Game(trainer.Game):
         """One step of both sides on images and as many latents, of the same labels."""
         with self.context():
             made = self.generator(latents, labels).contiguous(memory_format=torch.channels_last)
-            judged = self.discriminator(torch.cat([images, made.detach()]), labels.repeat(2)).chunk(2)
-            against = biggan.hinge_discriminator(*judged)
+            judged = (self.discriminator(some, labels) for some in (images, made.detach()))
+            against = discriminator.hinge_discriminator(*judged)
         self.move("discriminator", against)
         self.discriminator.requires_grad_(False)  # the gradient passes through it and leaves nothing behind
         with self.context():
-            loss = biggan.hinge_generator(self.discriminator(made, labels))
+            loss = discriminator.hinge_generator(self.discriminator(made, labels))
         self.discriminator.requires_grad_(True)
         self.move("generator", loss)
         self.follow(number)
@@ -136,7 +136,7 @@ def main(config, folder, seed, device, devices, precision, run, results, steps, 
     options = {"config": config, "folder": folder and folder.name, "seed": seed, "precision": precision, "steps": steps,
                "batch": batch, "lr": lr, "lr_discriminator": lr_discriminator}  # fmt: skip
     path = run or Path("runs") / f"biggan_{config}"
-    fabric = trainer.fabric_of(device, devices) if devices > 1 else None
+    fabric = trainer.fabric_if_needed(device, devices)
     source = functools.cache(lambda: read(config, folder, device, seed))
     found = trainer.train(path, options, functools.partial(Course, source=source, device=device, fabric=fabric), fabric)
     if found is None:  # another process than the first

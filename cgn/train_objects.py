@@ -30,7 +30,7 @@ SALIENCY: Path = Path("runs/u2net64_objects64")  # a run of train_saliency, or p
 LEAVE_OUT: Literal["l1", "gram", "rec", "shape", "texture", "background"] | None = None  # a loss, for the ablation
 SEED: experiment.Index = 0  # names the streams of latents, labels, patches
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
-DEVICES: experiment.Count = 1  # GPUs, or processes on the CPU, that share each batch
+DEVICES: experiment.Count = 1  # GPUs, or processes on the CPU, that share each batch; torchrun's number goes first
 PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where there are matrix units for it
 RUN: Path | None = None  # run folder; by default runs/cgn_PRESET and what is left out
 RESULTS: Path = Path("results/cgn")  # where records go
@@ -176,7 +176,7 @@ def main(preset, generator, saliency, leave_out, seed, device, devices, precisio
                "seed": seed, "precision": precision, "truncation": truncation, "features": features} | {
         name: chosen[name] if value is None else value for name, value in given.items()}  # fmt: skip
     path = run or Path("runs") / "_".join(["cgn", preset, *([f"without_{leave_out}"] if leave_out else [])])
-    fabric = trainer.fabric_of(device, devices) if devices > 1 else None
+    fabric = trainer.fabric_if_needed(device, devices)
     model = build(chosen, generator, saliency, device)
     course = functools.partial(Course, model=model, preset=chosen, device=device, fabric=fabric)
     found = trainer.train(path, options, course, fabric)

@@ -12,8 +12,9 @@ from torch import nn
 
 import experiment
 import storage
-from cgn import biggan
-from cgn.biggan import BatchNorm, BigGAN, Config, Discriminator, Spectral
+from cgn import biggan, discriminator
+from cgn.biggan import BatchNorm, BigGAN, Config, Spectral
+from cgn.discriminator import Discriminator
 from experiment import UserError
 
 TINY = Config(16, 5, 6, 8, ((False, 4, 4), (True, 4, 2), (True, 2, 2)), attention=2)
@@ -496,7 +497,7 @@ def test_a_frozen_network_does_not_move(model, adversary):
 
 @pytest.mark.parametrize(("down", "into", "out"), [(False, 8, 8), (True, 8, 8), (True, 8, 16), (False, 8, 12)])
 def test_a_block_of_the_discriminator_computes_what_the_paper_says(down, into, out):
-    block = lively(biggan.DisBlock(into, out, down, 1e-4))
+    block = lively(discriminator.DisBlock(into, out, down, 1e-4))
     x = torch.randn(3, into, 6, 6, generator=stream("x"))
     half = lambda h: h.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)) if down else h
     h, kept = x.double(), x.clone()
@@ -512,17 +513,30 @@ def test_a_block_of_the_discriminator_computes_what_the_paper_says(down, into, o
 def test_logits_are_a_projection_on_the_class(adversary):
     images, labels = torch.rand(4, 3, 16, 16, generator=stream("x")) * 2 - 1, torch.tensor([0, 4, 2, 2])
     maps = []
-    handle = adversary.blocks.register_forward_hook(lambda _, given, out: maps.append(out))
+    handle = adversary.blocks[-1].register_forward_hook(lambda _, given, out: maps.append(out))
     logits = adversary.requires_grad_(False)(images, labels)
     handle.remove()
     features = maps[0].double().clamp(min=0).sum((2, 3))
     for image, label in enumerate(labels.tolist()):
         wanted = features[image] @ (over_norm(adversary.linear)[0] + over_norm(adversary.embed)[label])
         assert logits[image].item() == pytest.approx(float(wanted + adversary.linear.bias), rel=1e-4, abs=1e-4)
-    shares = torch.eye(TINY.classes)[labels]
-    torch.testing.assert_close(adversary(images, shares), logits)
-    middle = (logits + adversary(images, labels.flip(0))) / 2
-    torch.testing.assert_close(adversary(images, (shares + shares.flip(0)) / 2), middle)
+
+
+def test_spread_is_the_deviation_within_a_class_by_hand():
+    maps = torch.tensor([1.0, 5.0, 3.0, 7.0, 4.0]).view(5, 1, 1, 1) * torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+    found = discriminator.spread(maps, torch.tensor([0, 1, 0, 1, 2]))
+    one, least = 1.5, discriminator.LEAST_VARIANCE**0.5  # deviations 1 and 2 of the channels, averaged
+    torch.testing.assert_close(found, torch.tensor([one, one, one, one, least]), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_depend_on_how_far_images_of_a_class_are_apart(adversary):
+    """The first image alone of its class, and beside a like and an unlike one: three logits."""
+    adversary.requires_grad_(False)
+    image, other = torch.rand(2, 3, 16, 16, generator=stream("x")) * 2 - 1
+    beside = [adversary(torch.stack([image, second]), torch.tensor([1, label]))[0].item()
+              for second, label in ((image, 1), (other, 1), (other, 2))]  # fmt: skip
+    assert beside[0] == pytest.approx(beside[2], abs=1e-4)
+    assert abs(beside[1] - beside[0]) > 1e-3
 
 
 @pytest.mark.parametrize("config", [TINY, biggan.CONFIGS["objects64"]], ids=["tiny", "objects64"])
@@ -530,7 +544,7 @@ def test_gradients_of_the_game_reach_every_parameter(config):
     model, adversary = lively(BigGAN(config)).train(), lively(Discriminator(config)).train()
     labels = torch.arange(2 * config.classes) % config.classes
     images = model(biggan.truncated_noise(len(labels), config.latent, 1.0, stream()), labels)
-    biggan.hinge_generator(adversary(images, labels)).backward()
+    discriminator.hinge_generator(adversary(images, labels)).backward()
     for network in (model, adversary):
         for name, value in network.named_parameters():
             assert torch.isfinite(value.grad).all(), name
@@ -539,8 +553,8 @@ def test_gradients_of_the_game_reach_every_parameter(config):
 
 def test_hinge_losses_by_hand():
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 1.0])
-    assert biggan.hinge_discriminator(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 2) / 2)
-    assert biggan.hinge_generator(fake).item() == pytest.approx(1)
+    assert discriminator.hinge_discriminator(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 2) / 2)
+    assert discriminator.hinge_generator(fake).item() == pytest.approx(1)
 
 
 # --- files -----------------------------------------------------------------------------------------------------

@@ -87,14 +87,23 @@ def test_vgg_in_its_true_format_on_random_weights():
     assert all(not p.requires_grad for p in net.parameters())
 
 
-def test_vgg_that_cannot_be_had_is_one_line(monkeypatch):
+def test_vgg_is_read_from_the_file_that_fetch_gets(tmp_path, monkeypatch):
+    """Weights in torchvision's format end where they belong; another network's file, or none, is one line."""
     import torchvision
 
-    def fail(weights):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torchvision.models, "vgg16", fail)
-    with pytest.raises(experiment.UserError, match=r"vgg16: its weights cannot be had \(no network\)"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(experiment.UserError, match=r"vgg16-397923af.pth is missing: python -m cgn.fetch --what vgg16"):
+        losses.features("vgg16", torch.device("cpu"))
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+    weights = {f"features.{name}": value for name, value in layers.state_dict().items()} | {
+        "classifier.0.bias": torch.zeros(1)}  # of which nothing is read
+    file = tmp_path / "data/weights/vgg16-397923af.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(weights, file)
+    net = losses.features("vgg16", torch.device("cpu"))
+    assert all(torch.equal(value, weights[f"features.{key}"]) for key, value in net.layers.state_dict().items())
+    torch.save({"conv.weight": torch.zeros(1)}, file)
+    with pytest.raises(experiment.UserError, match=r"not the weights of a Sequential: 0\.weight should be"):
         losses.features("vgg16", torch.device("cpu"))
 
 

@@ -126,3 +126,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     last = storage.load_checkpoint(tmp_path / "ckpt/last.pt")
     assert last["step"] == 4
     assert last["game"]["networks"]["line"]["weight"].isfinite().all()
+
+
+def test_torchrun_says_how_many_processes_there_are():
+    assert trainer.processes(2, {}) == (2, 1)
+    assert trainer.processes(1, {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}) == (4, 2)
