@@ -13,6 +13,8 @@ import storage
 from cgn import fetch
 from cgn.mechanisms import CLAMP, CLASSES
 
+NEAR = 3  # pixels around an object that its edge still reaches
+
 # --- adversaries -----------------------------------------------------------------------------------
 
 
@@ -151,6 +153,27 @@ def texture_grids(images, masks, stream, patch=15, best=100, grid=6, side=128):
     index = (rows * side + corner % columns + within).view(len(images), 1, -1)
     laid = small.flatten(2).gather(2, index.expand(-1, images.shape[1], -1))
     return fit(laid.view(*images.shape[:2], grid * patch, grid * patch), images.shape[2:])
+
+
+def gram_where(maps, weights):
+    """Products of channels averaged over the places that weights (B, 1, H', W') count, (B, C, C), float32.
+
+    weights: at least 0, brought to the size of the maps (B, C, H, W) by averaging; an image without any gives 0.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        flat, seen = maps.float().flatten(2), F.adaptive_avg_pool2d(weights.float(), maps.shape[2:]).flatten(2)
+        return (flat * seen) @ flat.transpose(1, 2) / seen.sum(2, keepdim=True).clamp(min=1e-6)
+
+
+def ground_distance(network, backgrounds, images, masks, weights):
+    """Mean absolute distance of the Gram matrices of backgrounds where an object was, and of images where none is.
+
+    backgrounds, images (B, 3, H, W), masks (B, 1, H, W) of the object, of which the images' places near it do not
+    count. weights: one for each layer of the network.
+    """
+    around = 1 - F.max_pool2d(masks, 2 * NEAR + 1, 1, NEAR)
+    pairs = zip(weights, network(backgrounds), network(images), strict=True)
+    return sum(weight * (gram_where(a, masks) - gram_where(b, around)).abs().mean() for weight, a, b in pairs if weight)
 
 
 def class_means(grams, labels):

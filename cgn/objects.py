@@ -109,9 +109,11 @@ def objective(made, network, stream, weights, patches):
     area       how far the mean mask is outside [0.1, 0.9]            L_shape
     texture    Gram distance of the object and a grid of patches of the target, from where the mask is  L_text
     background mean saliency of the background                        L_bg
+    ground     distance of the background's texture, where the object was, from the target's elsewhere: ours
 
-    network: features as in losses.features; weights: {term: weight}, where gram and texture have one for each layer of
-    the network; a term without a weight, or with 0, is left out. patches: of losses.texture_grids.
+    The last one is because a background may as well fool the saliency network as be without an object: it keeps faint
+    stripes, or darkens. network: features as in losses.features; weights: {term: weight}, where gram, texture and
+    ground have one for each layer of the network; a term without a weight, or with 0, is left out. patches: of losses.texture_grids.
     """
     image, mask = made.parts.image(), made.parts.mask
     wanted = {
@@ -126,6 +128,9 @@ def objective(made, network, stream, weights, patches):
     if any(weights.get("texture") or ()):
         grids = losses.texture_grids(made.target, mask.detach(), stream, **patches)
         terms["texture"] = losses.gram_distance(network, made.parts.object, grids, weights["texture"])
+    if any(weights.get("ground") or ()):
+        terms["ground"] = losses.ground_distance(network, made.parts.background, made.target, mask.detach(),
+                                                 weights["ground"])  # fmt: skip
     return terms
 
 

@@ -107,6 +107,31 @@ def test_vgg_is_read_from_the_file_that_fetch_gets(tmp_path, monkeypatch):
         losses.features("vgg16", torch.device("cpu"))
 
 
+def test_gram_where_counts_the_places_it_is_told_to():
+    maps = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 2, 2, 2) * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
+    weights = torch.tensor([[1.0, 0.0], [0.0, 0.5]]).view(1, 1, 2, 2)
+    value = (1 * 1 + 0.5 * 16) / 1.5
+    wanted = torch.tensor([[[value, -value], [-value, value]]])
+    torch.testing.assert_close(losses.gram_where(maps, weights), wanted)
+    torch.testing.assert_close(losses.gram_where(maps, torch.ones(1, 1, 4, 4)), losses.gram(maps))
+    assert float(losses.gram_where(maps, torch.zeros(1, 1, 2, 2)).abs().max()) == 0
+
+
+def test_ground_distance_is_between_where_the_object_was_and_where_it_is_not():
+    """A background that goes on under the object is right; one that keeps the object is not, whatever is elsewhere."""
+    same = lambda x: [x]
+    masks = torch.zeros(1, 1, 32, 32)
+    masks[:, :, 8:16, 8:16] = 1
+    background = torch.full((1, 3, 32, 32), 0.5)
+    image = torch.where(masks > 0, 1.0, background)
+    image[:, :, 6:18, 6:18] = 1  # the object's edge reaches further than its mask
+    measure = lambda b, weight=1.0: float(losses.ground_distance(same, b, image, masks, (weight,)))
+    assert measure(background) == 0
+    assert measure(image) == pytest.approx(1 - 0.25)
+    assert measure(image, 2.0) == pytest.approx(1.5)
+    assert measure(torch.where(masks > 0, 0.5, torch.zeros(1, 3, 32, 32))) == 0
+
+
 # --- texture of objects ------------------------------------------------------------------------------
 
 

@@ -184,7 +184,7 @@ def test_losses_by_hand():
 def test_each_loss_teaches_the_mechanisms_that_it_is_of():
     preset = train_objects.PRESETS["objects64"]
     taught = {"entropy": {"f_shape"}, "area": {"f_shape"}, "texture": {"f_text"}, "background": {"f_bg"},
-              "l1": set(objects.MECHANISMS), "gram": set(objects.MECHANISMS)}  # fmt: skip
+              "ground": {"f_bg"}, "l1": set(objects.MECHANISMS), "gram": set(objects.MECHANISMS)}  # fmt: skip
     for name, wanted in taught.items():
         model = started()
         with torch.no_grad():
@@ -211,7 +211,10 @@ def test_presets_name_the_weights_of_paper_and_code():
     assert paper["texture"] == code["texture"] == (0, 25 * 5e3 / 128, 25 * 5e3 / 256, 0)
     assert train_objects.weights_of(code, "rec").keys() == {"entropy", "area", "texture", "background"}
     assert train_objects.weights_of(code, "shape").keys() == {"l1", "gram", "texture", "background"}
-    assert train_objects.weights_of(code, None).keys() == set(train_objects.TERMS)
+    assert train_objects.weights_of(code, None).keys() == set(train_objects.TERMS) - {"ground"}  # which is ours
+    own = train_objects.PRESETS["objects64"]
+    assert train_objects.weights_of(own, "background").keys() == {"l1", "gram", "entropy", "area", "texture"}
+    assert train_objects.weights_of(own, "ground").keys() == set(train_objects.TERMS) - {"ground"}
 
 
 # --- training ---------------------------------------------------------------------------------------------
