@@ -25,6 +25,7 @@ from cgn import generate, objects, sets
 RUN: Path = Path("runs/cgn_objects64")  # a run folder of train_objects, or the published cgn.pth
 CLASSES: tuple[experiment.Index, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)  # that the figures show
 TRUNCATION: experiment.Positive = 0.5  # of latents (published for its sets and figures)
+SHEETS: bool = True  # whether sheet, interpolation and films are drawn
 SIZE: experiment.Index = 0  # images of the counterfactual set; 0: none
 FACTUAL: bool = False  # one label for all three mechanisms instead
 SHARDS: experiment.Count = 1  # parts of the set, each for a process of its own
@@ -143,13 +144,13 @@ def draw(model, run, classes, seed, truncation, results):
     print(f"{results}/*_{stem}.*: sheet, interpolation, classes, training")
 
 
-def main(run, classes, truncation, size, factual, shards, shard, files, out, seed, device, precision, results):
+def main(run, classes, truncation, sheets, size, factual, shards, shard, files, out, seed, device, precision, results):
     if shard >= shards:
         raise experiment.UserError(f"--shard {shard}: shards are counted from 0, and there are {shards}")
     device = experiment.pick_device(device)
     model = objects.load(run, device)
     dtype = experiment.precise(device, precision)
-    if shards == 1:
+    if sheets and shards == 1:
         draw(model, run, classes, seed, truncation, results)
     if not size:
         return

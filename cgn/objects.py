@@ -113,7 +113,8 @@ def objective(made, network, stream, weights, patches):
 
     The last one is because a background may as well fool the saliency network as be without an object: it keeps faint
     stripes, or darkens. network: features as in losses.features; weights: {term: weight}, where gram, texture and
-    ground have one for each layer of the network; a term without a weight, or with 0, is left out. patches: of losses.texture_grids.
+    ground have one for each layer of the network; a term without a weight, or with 0, is left out. patches: of
+    losses.texture_grids.
     """
     image, mask = made.parts.image(), made.parts.mask
     wanted = {

@@ -5,7 +5,7 @@
 Ten classes: five digits of MNIST, thickened, and five drawn silhouettes. Each has one striped texture for its objects
 and one veined texture for their backgrounds, of which every image shows another window in another light. So shape,
 object texture and background are three independent mechanisms with a label each (Sauer and Geiger 2021), and it is
-known what they are. In training, texture and background each agree with the shape in 95 % of the images,
+known what they are. In `train` and `val`, texture and background each agree with the shape in 95 % of the images,
 independently of each other. Test splits, all of the same objects in the same places:
 
     original             texture and background agree with the shape
@@ -16,6 +16,10 @@ independently of each other. Test splits, all of the same objects in the same pl
     only_background      the original's background without the object: who is right here reads the background
     counterfactual       the three labels are drawn independently: only the shape tells the shape
     silhouette           the object black on white: nothing but the shape
+
+And one more to train on: `independent` has the shapes of the training images, and texture and background of any class,
+independent of the shape and of each other, with the true labels of all three. That is what a perfect generator of
+counterfactuals would give, so that who is trained on it shows how much is lost to an imperfect one.
 
 Writes results/cgn/objects64.png.
 """
@@ -41,10 +45,12 @@ DIGITS = (0, 2, 4, 7, 8)  # as shapes least like each other
 CLASSES = ("zero", "two", "four", "seven", "eight", *silhouettes.KINDS)
 COUNT = len(CLASSES)
 AGREE = 0.95  # share of the training images whose texture is that of their shape, and the same for the background
+CHANCE = 1 / COUNT  # the same share where labels are independent: other classes then have as much each
 NUMBER = {"train": 20_000, "val": 1_000, "test": 2_000}
+PAINTED = {"train": ("train", AGREE), "val": ("val", AGREE), "independent": ("train", CHANCE)}  # of whose shapes
 TESTS = ("original", "texture_conflict", "background_conflict", "mixed_same", "mixed_rand", "only_background",
          "counterfactual", "silhouette")  # fmt: skip
-SPLITS = ("train", "val", *TESTS)
+SPLITS = (*PAINTED, *TESTS)
 
 LARGE = 56  # pixels that a digit is enlarged to before it is thickened
 AREAS = (0.09, 0.33)  # share of the image that an object should cover; it covers less where it would not fit
@@ -233,15 +239,16 @@ def read(split, device="cpu", root=datasets.ROOT, seed=0):
     Raises UserError for another name.
     """
     storage.one_of(dict.fromkeys(SPLITS), "split", split)
-    made = _spurious(split, root) if split in NUMBER else _test(split, root)
+    made = _painted(split, root) if split in PAINTED else _test(split, root)
     return Scenes(*(part.to(device) for part in made), seed=seed)
 
 
-def _spurious(split, root):
-    """(images, labels, masks) in which texture and background agree with the shape as often as AGREE says."""
-    alphas, classes = shapes(split, root)
+def _painted(split, root):
+    """(images, labels, masks) in which texture and background agree with the shape as often as PAINTED says."""
+    kind, share = PAINTED[split]
+    alphas, classes = shapes(kind, root)
     stream = experiment.generator(0, f"objects64/{split}/paint")
-    agreeing = torch.rand(2, len(classes), generator=stream) < AGREE
+    agreeing = torch.rand(2, len(classes), generator=stream) < share
     objects, backgrounds = (torch.where(agree, classes, others(classes, stream)) for agree in agreeing)
     images = compose(alphas, _in_chunks(paint_objects, objects, stream),
                      _in_chunks(paint_backgrounds, backgrounds, stream))

@@ -1,0 +1,77 @@
+"""Every command behind README's part 5 at the scale of ImageNet, on the made set, in order.
+
+Three seeds of everything but the BigGAN, of which there is one: a CGN, its counterfactual set, and the classifiers
+trained on it share a seed. Trainings that are only there to be compared go to runs/retrained/, which is not kept in
+the repository.
+"""
+
+from cgn.plan import Command
+
+SEEDS = range(3)
+LEFT_OUT = ("rec", "shape", "texture", "background", "ground")  # losses
+SIZE = 20_000  # counterfactuals of a set: as many as there are real images
+SCORED_AT = (2000, 2, 0.5)  # images, splits of the Inception Score, truncation (the replication's)
+TRUNCATION = 1  # of the sets that classifiers are trained on: with all the variety that the CGN has
+ON = ("real", "counterfactual", "both", "independent")
+CONFLICTS = "counterfactual"  # split on which the shape bias is measured: no label tells another
+SHIFTED = ("texture_conflict", "background_conflict", "counterfactual", "only_background", "silhouette")
+FOLDERS = ("in9", "cue_conflict", "ood", "val")  # options of cgn.evaluate that name folders of images
+SEGMENTER = "runs/retrained/u2net64_objects64_seed1"
+
+
+def suffixed(name, seed):
+    """runs/NAME of seed 0, which is kept, and of others."""
+    return f"runs/{name}" if not seed else f"runs/retrained/{name}_seed{seed}"
+
+
+def cgn_of(seed, left_out=None):
+    name = "cgn_objects64" + (f"_without_{left_out}" if left_out else "")
+    return suffixed(name, seed) if not left_out else f"runs/retrained/{name}" + (f"_seed{seed}" if seed else "")
+
+
+def ensemble_of(on, seed):
+    return suffixed(f"ensemble_{on}", seed)
+
+
+def set_of(seed):
+    return "data/cgn/objects" + (f"_seed{seed}" if seed else "")
+
+
+def commands():
+    """{name: Command}, in the order in which they can run."""
+    found = [Command("cgn.objects64", ""), Command("cgn.train_gan", ""), Command("cgn.train_saliency", ""),
+             Command("cgn.train_saliency", f"--seed 1 --run {SEGMENTER}")]  # fmt: skip
+    found += [classifier(on, seed) for on in ("real", "independent") for seed in SEEDS]
+    for seed in SEEDS:
+        found += [cgn(seed), *(cgn(seed, left_out) for left_out in LEFT_OUT)]
+        found += [score(seed), *(score(seed, left_out) for left_out in LEFT_OUT), counterfactuals(seed)]
+        found += [classifier(on, seed) for on in ("counterfactual", "both")]
+        found += [evaluation(on, seed) for on in ON]
+    found += [Command("cgn.generate_objects", ""), Command("cgn.dance", ""), Command("cgn.stylise", "")]
+    return {command.name: command for command in found}
+
+
+def cgn(seed, left_out=None):
+    flags = f" --leave-out {left_out}" if left_out else ""
+    wanted = [score(seed, left_out).name] + ([evaluation(on, seed).name for on in ("counterfactual", "both")]
+                                             if not left_out else [])  # fmt: skip
+    return Command("cgn.train_objects", f"--seed {seed} --run {cgn_of(seed, left_out)}{flags}", tuple(wanted))
+
+
+def score(seed, left_out=None):
+    return Command("cgn.score_objects", f"--run {cgn_of(seed, left_out)} --segmenter {SEGMENTER}")
+
+
+def counterfactuals(seed):
+    words = f"--run {cgn_of(seed)} --size {SIZE} --truncation {TRUNCATION} --seed {seed} --out {set_of(seed)}"
+    return Command("cgn.generate_objects", f"{words} --no-sheets",
+                   tuple(evaluation(on, seed).name for on in ("counterfactual", "both")))  # fmt: skip
+
+
+def classifier(on, seed):
+    return Command("cgn.train_ensemble", f"--on {on} --seed {seed} --set {set_of(seed)} --run {ensemble_of(on, seed)}",
+                   (evaluation(on, seed).name,))
+
+
+def evaluation(on, seed):
+    return Command("cgn.evaluate", f"--run {ensemble_of(on, seed)}")

@@ -1,0 +1,179 @@
+"""README's tables of part 5 at the scale of ImageNet: published, replicated and measured here, from the records alone.
+
+Claims 2 and 3 of the replication of Sauer and Geiger 2021 (Bagad et al. 2022), with its tables 3 and 4. Ours are of the
+made set of objects; what was measured on ImageNet's folders, with whatever weights, has rows of its own as soon as its
+records are there, and until then a cell that says what it takes.
+"""
+
+from typing import NamedTuple
+
+import tables
+from cgn import plan_objects
+from cgn.report import UNMEASURED
+
+PRESET = "objects64"
+PER_CENT = 100
+
+# Inception Score and mean mask with each loss left out: the paper's ablation, the replication's.
+PAPER_LOSSES = {None: (130.2, 0.3), "shape": (85.9, 0.2), "texture": (198.4, 0.9), "background": (195.6, 0.1),
+                "rec": (38.4, 0.3), "target": (202.9, None)}  # fmt: skip
+REPLICATED_LOSSES = {None: (156.1, 0.3), "shape": (100.8, 0.3), "texture": (186.5, 0.4), "background": (200.9, 0.1),
+                     "rec": (19.3, 0.4)}  # fmt: skip
+LOSSES = {None: "none", "shape": "shape", "texture": "texture", "background": "background, ground",
+          "ground": "ground (ours)", "rec": "reconstruction", "target": "the BigGAN itself"}  # fmt: skip
+SCORED = {"mask iou": (2, 1), "l1 to target": (3, 1), "shape read": (1, PER_CENT), "texture read": (1, PER_CENT),
+          "background read": (1, PER_CENT)}  # columns of ours after score and mean mask: digits, scale
+
+# Table 3 of the replication, in per cent: the shape bias of each head, and accuracy on ImageNet (of the replication, on
+# IN-mini; its slides have 58.8, 22.6, 24.7, 56.5 and 79.3 instead).
+TABLE_3 = {("shape", "shape bias"): (54.8, 49.1), ("texture", "shape bias"): (16.7, 20.5),
+           ("background", "shape bias"): (22.9, 25.7), ("mean", "top-1"): (74.0, 56.2),
+           ("mean", "top-5"): (91.7, 79.1)}  # fmt: skip
+# Table 4, accuracy in per cent on IN-9, Mixed-Same, Mixed-Rand, and the gap of the last two. The first two rows are
+# those of Xiao et al. 2020. The slides of the replication have 89.4, 75.4, 66.7 and 5.0, which mixes heads.
+SPLITS_4 = ("original", "mixed_same", "mixed_rand", "bg_gap")
+TABLE_4 = {"paper: IN": (95.6, 86.2, 78.9, 7.3), "paper: Mixed-Rand": (73.3, 71.5, 71.3, 0.2),
+           "paper: SIN": (89.2, 73.1, 63.7, 9.4), "paper: IN + SIN": (94.7, 85.9, 78.5, 7.4),
+           "paper: IN + CGN": (94.2, 83.4, 80.1, 3.3), "replication: IN-mini + CGN": (86.8, 73.2, 68.3, 4.9)}  # fmt: skip
+# Top-1 off the training distribution, in per cent: the replication's IN-mini + CGN, and ResNet-50.
+SHIFTED = {"ImageNet (replication: IN-mini)": (56.8, 75.6), "ImageNet-A": (1.39, 3.4), "ImageNet-Sketch": (11.8, 24.1),
+           "cue conflict, called stylized": (17.19, 19.22)}  # fmt: skip
+ARMS = {"real": "real", "counterfactual": "counterfactual", "both": "real + counterfactual",
+        "independent": "true labels, independent"}  # fmt: skip
+NEEDED = "needs ImageNet"  # in a cell
+
+
+class Cell(NamedTuple):
+    """What a cell is of: an arm of train_ensemble, one of its answers, a split, a metric."""
+
+    arm: str
+    head: str
+    split: str
+    metric: str
+
+
+def shown(values, digits=1, scale=PER_CENT):
+    """Mean and half width of values; n where it is not that of all seeds."""
+    if not values:
+        return "–"
+    mean = tables.mean_of(scale * value for value in values)
+    return f"{mean:.{digits}f}" + (f" (n = {mean.n})" if mean.n != len(plan_objects.SEEDS) else "")
+
+
+# --- claim 2 -----------------------------------------------------------------------------------------------
+
+
+def scored(records):
+    """{(loss left out, or "target"): {metric: {seed of the CGN's training: value}}} of the made set."""
+    found = {}
+    for row in records:
+        trained = row["options"].get("trained")
+        if row["experiment"] == "score_objects" and row["split"] == PRESET and trained and usual(row["options"]):
+            arm = "target" if row["arm"] == "target" else trained["leave_out"]
+            found.setdefault(arm, {}).setdefault(row["metric"], {})[trained["seed"]] = row["value"]
+    return found
+
+
+def usual(options):
+    """Whether a CGN was scored at the replication's setting."""
+    return (options["count"], options["splits"], options["truncation"]) == plan_objects.SCORED_AT
+
+
+def losses_table(records):
+    """The ablation of the losses: published, replicated, and ours with what else can be measured."""
+    found, lines = scored(records), []
+    if not found:
+        return UNMEASURED
+    number = lambda value: "–" if value is None else f"{value:g}"
+    for left_out, name in LOSSES.items():
+        published = [number(value) for source in (PAPER_LOSSES, REPLICATED_LOSSES)
+                     for value in source.get(left_out, (None, None))]
+        own = found.get(left_out, {})
+        if left_out == "target":  # one network: its rows are the same beside every CGN, but for its latents' seed
+            own = {metric: dict([next(iter(values.items()))]) for metric, values in own.items()}
+        of = lambda metric, digits, scale=1, own=own: shown(own.get(metric, {}).values(), digits, scale)
+        lines.append([name, *published, of("inception score", 2), of("mean mask", 2),
+                      *(of(metric, *how) for metric, how in SCORED.items())])
+    header = ["left out", "paper: score", "mask", "replication: score", "mask", "ours: score", "mask", "mask IoU",
+              "L1", "shape read, %", "texture read, %", "background read, %"]
+    return tables.markdown(header, lines)
+
+
+# --- claim 3 -----------------------------------------------------------------------------------------------
+
+
+def measured(records):
+    """{Cell: {seed: value}} of the classifiers on the made set."""
+    found = {}
+    for row in records:
+        if row["experiment"] == "evaluate" and of_made_set(row["options"]) and row["value"] is not None:
+            arm, head = row["arm"].split(", ", 1)
+            trained = row["options"]["trained"]
+            found.setdefault(Cell(arm, head, row["split"], row["metric"]), {})[trained["seed"]] = row["value"]
+    return found
+
+
+def of_made_set(options):
+    """Whether what was evaluated is one of the plan's classifiers, on the made set."""
+    return bool(options.get("trained")) and not any(options.get(name) for name in plan_objects.FOLDERS)
+
+
+def on_folders(records, split, metric, head="mean"):
+    """{arm: value} of what was measured on folders of images, of the answer `head`."""
+    return {row["arm"].rsplit(", ", 1)[0]: row["value"] for row in records
+            if row["experiment"] == "evaluate" and not of_made_set(row["options"])
+            and (row["split"], row["metric"]) == (split, metric) and row["arm"].endswith(f", {head}")}
+
+
+def of(found, *key):
+    return shown(found.get(Cell(*key), {}).values())
+
+
+def table_3(records):
+    """Shape bias of the heads, and accuracy: paper, replication, ours on ImageNet and on the made set."""
+    found, lines = measured(records), []
+    if not found:
+        return UNMEASURED
+    for (head, metric), (paper, replicated) in TABLE_3.items():
+        split, real = ("cue_conflict", "") if metric == "shape bias" else ("val", "")
+        real = on_folders(records, split, metric, head)
+        made = plan_objects.CONFLICTS if metric == "shape bias" else "original"
+        lines.append([f"{metric}, {head}", paper, replicated,
+                      "; ".join(f"{arm} {100 * value:.1f}" for arm, value in real.items()) or NEEDED,
+                      *(of(found, arm, head, made, metric) for arm in ARMS)])
+    return tables.markdown(["%", "paper", "replication", "ours, ImageNet", *(f"ours: {arm}" for arm in ARMS.values())],
+                           lines)  # fmt: skip
+
+
+def table_4(records):
+    """How much classifiers go by the background: paper, replication, ours on IN-9 and on the made set."""
+    found = measured(records)
+    if not found:
+        return UNMEASURED
+    lines = [[name, *(f"{value:g}" for value in row)] for name, row in TABLE_4.items()]
+    gaps = {split: on_folders(records, split, "bg_gap" if split == "bg_gap" else "top-1", "shape and texture")
+            for split in SPLITS_4}  # fmt: skip
+    for arm in gaps["original"]:
+        lines.append([f"ours, IN-9: {arm}", *(f"{100 * gaps[split][arm]:.1f}" for split in SPLITS_4)])
+    if not gaps["original"]:
+        lines.append(["ours, IN-9", *["needs IN-9, weights"] * len(SPLITS_4)])
+    for arm, name in ARMS.items():
+        for head in ("mean", "shape and texture", "shape", "texture", "background"):
+            cells = [of(found, arm, head, split, "bg_gap" if split == "bg_gap" else "top-1") for split in SPLITS_4]
+            lines.append([f"ours, made set: {name}; {head}", *cells])
+    return tables.markdown(["trained on; answer", "IN-9", "mixed-same", "mixed-rand", "BG-gap"], lines)
+
+
+def shifted_table(records):
+    """Accuracy off the training distribution."""
+    found = measured(records)
+    if not found:
+        return UNMEASURED
+    lines = [[name, cgn, resnet, NEEDED, *["–"] * len(ARMS)] for name, (cgn, resnet) in SHIFTED.items()]
+    for split in plan_objects.SHIFTED:
+        lines.append([f"made set: {split.replace('_', ' ')}", "–", "–", "–",
+                      *(of(found, arm, "shape" if arm in ("counterfactual", "independent") else "mean", split, "top-1")
+                        for arm in ARMS)])  # fmt: skip
+    header = ["top-1, %", "replication: IN-mini + CGN", "ResNet-50", "ours, ImageNet",
+              *(f"ours: {arm}" for arm in ARMS.values())]
+    return tables.markdown(header, lines)
