@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import ablate
 import constructive_counterfactuals
@@ -24,11 +23,11 @@ import finetuning_report
 import recipes
 import storage
 import tables
-from cgn import plan, report
+from cgn import plan, report, report_objects
 from cgn.data import Variant
-from robust_training import plan as robust_plan
 from robust_training import report as robust_report
 from robust_training import train as robust_train
+from steps import BENCHES, FAST, FULL, of_cgn, published_step
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -36,104 +35,11 @@ AGAIN: bool = False  # measure steps anew whose records are there
 PUBLISHED: Path | None = None  # what was published: adds its VAE, and part 5's textures and checkpoints
 
 README = Path("README.md")
-PUBLISHED_VAE = "vae/vae_l5_linear_512_no0.pt"
-
-
-class Step(NamedTuple):
-    """One script with its arguments; results: the folder of its records; needed_by: the steps that want its run."""
-
-    script: str
-    arguments: tuple
-    results: str
-    needed_by: tuple = ()
-
-
-FULL = {
-    "vae": Step("train", (), "results/train"),
-    "classifier": Step("train", ("--model", "mnist_cnn"), "results/train"),
-    "ablate": Step("ablate", ("--against", "retrain"), "results/ablate"),
-    "constructive": Step("constructive_counterfactuals", (), "results/constructive_counterfactuals"),
-    "targeted": Step("targeted_finetuning", (), "results/targeted_finetuning"),
-    "bench": Step("bench", (), "results/bench"),
-}
-for k in range(1, 5):  # does part 2 depend on the one model?
-    other, beside = f"runs/retrained/vae_seed{k}", "results/constructive_counterfactuals/other_models"
-    FULL[f"vae {k}"] = Step("train", ("--seed", str(k), "--run", other), "results/train", (f"constructive {k}",))
-    FULL[f"constructive {k}"] = Step("constructive_counterfactuals", (
-        "--run", other, "--anchors", "40", "--seeds", "1", "--strengths", "--several", "--results", beside), beside)
-LATENT = "results/latent_counterfactuals"
-for words in ("--model attribute_cnn --data strokes", "--model counting_unet --data crowds",
-              *(f"--model residual_cnn --data {data} --seed 1" for data in ("mnist", "strokes", "crowds")),
-              *(f"--model class_autoencoders --data {data}" for data in ("mnist", "strokes")),
-              "--model progressive_gan --data strokes",  # trained, and not yet measured in part 4
-              *(f"--model {model} --data {data}" for data, model in counterfactual_report.CELLS)):  # fmt: skip
-    FULL[words] = Step("train", tuple(words.split()), "results/train")
-for (data, model), more in counterfactual_report.CELLS.items():
-    FULL[f"latent {data} {model}"] = Step("latent_counterfactuals", (
-        "--dataset", data, "--model", model, "--count", "500", *more), LATENT)
-FULL["helix"] = Step("latent_counterfactuals", ("--dataset", "helix"), LATENT)
-PICTURES = ("--dataset mnist",
-            "--dataset strokes --model glow", "--dataset crowds --model glow --maximize --index 1",
-            "--dataset crowds --model glow --minimize --index 3")  # fmt: skip
-for words in PICTURES:
-    FULL[words] = Step("latent_counterfactuals", tuple(words.split()), LATENT)
-BENCHES = ("cgn.bench", "robust_training.bench")  # whose records are not with those of their packages
-
-
-def of_cgn(commands):
-    """The steps of a plan of part 5."""
-    folder = lambda script: "results/bench" if script in BENCHES else report.FOLDER
-    return {name: Step(command.script, tuple(command.words.split()), folder(command.script), command.needed_by)
-            for name, command in commands.items()}  # fmt: skip
-
-
-FULL |= of_cgn(plan.commands())
-FULL["robust_training.inpaint"] = Step("robust_training.inpaint", (), robust_report.FOLDER)
-FULL |= {f"robust_training.train {words}": Step("robust_training.train", tuple(words.split()), robust_report.FOLDER)
-         for words in robust_plan.everything()}
-FULL |= {"robust_training.show": Step("robust_training.show", (), robust_report.FOLDER),
-         "robust_training.bench": Step("robust_training.bench", (), "results/bench")}  # fmt: skip
-TRAINS = ("train", "cgn.train")
+TRAINS = ("train", "cgn.train", "cgn.train_gan", "cgn.train_saliency", "cgn.train_objects", "cgn.train_ensemble",
+          "cgn.generate_objects")  # what only makes something for others
+BY_NAME = ("cgn.score_objects", "cgn.evaluate")  # whose records hold the names of files and runs, and no folders
 ATTACKS = ("fgsm", "pgd")  # background swaps of part 6 that are passes of the network
 FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
-QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
-
-
-def small(script, folder, arguments):
-    """A step of the quick setting, on the quick run and into results/quick/."""
-    return Step(script, (*QUICK_RUN, "--results", f"results/quick/{folder}", *arguments.split()),
-                f"results/quick/{folder}")
-
-
-QUICK_CGN = ("--variant", "double_colored", "--run", "runs/quick/cgn_double_colored", "--results", "results/quick/cgn")
-FAST = {
-    "vae": Step("train", (*QUICK_RUN, "--results", "results/quick/train"), "results/quick/train"),
-    "ablate": small("ablate", "ablate", "--samples 16 --sweep-samples 4"),
-    "constructive": small("constructive_counterfactuals", "constructive_counterfactuals",
-                          "--anchors 8 --seeds 2 --sweep-anchors 1 --others 256"),
-    "targeted": small("targeted_finetuning", "targeted_finetuning",
-                      "--sizes 512 --seeds 2 --sweep 0.1 --sweep-seeds 1 --test 3000"),
-    "latent": Step("latent_counterfactuals", ("--model", "image_vae", "--count", "64", "--steps", "150", "--lr", "0.02",
-                                              "--results", "results/quick/latent"), "results/quick/latent"),
-    "cgn": Step("cgn.train", (*QUICK_CGN, "--steps", "300"), "results/quick/cgn"),
-    "cgn, original": Step("cgn.classify", (*QUICK_CGN, "--on", "original", "--steps", "150"), "results/quick/cgn"),
-    "cgn, abducted": Step("cgn.classify", (*QUICK_CGN, "--on", "abducted", "--steps", "300", "--size", "30000"),
-                          "results/quick/cgn"),
-    **{f"robust, {arm}": Step("robust_training.train", (
-        "--epochs", "3", *words.split(), "--run", f"runs/quick/robust_{arm}", "--results", "results/quick/robust"),
-        "results/quick/robust") for arm, words in {
-            "plain": "", "tile_mixed_rand": "--inpaint tile --f-inpaint mixed_rand"}.items()},
-}  # fmt: skip
-
-
-def published_step(folder):
-    """Part 3 from the published checkpoint."""
-    checkpoint = Path(folder) / PUBLISHED_VAE
-    if not checkpoint.is_file():
-        raise experiment.UserError(f"--published {folder}: there is no {PUBLISHED_VAE} in it")
-    results = "results/targeted_finetuning/published_checkpoint"
-    return Step("targeted_finetuning", ("--checkpoint", str(checkpoint), "--sizes", "512", "--seeds", "5", "--sweep",
-                                        "--results", results), results)
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -146,7 +52,8 @@ def records_of(step):
     found = storage.read_lines(Path(step.results) / (
         robust_train.records_of(options["seed"]) if own else storage.Records.FILE))
     if "." in step.script:  # the scripts of a package share a folder
-        options |= {name: options[name] and options[name].name for name in FILES & options.keys()}
+        named = options.keys() if step.script in BY_NAME else FILES & options.keys()
+        options |= {name: Path(options[name]).name for name in named if isinstance(options[name], (str, Path))}
         if "textures" in options:
             options["textures"] = textures_name(options.get("variant"), options["textures"])
         script = step.script if step.script in BENCHES else step.script.split(".")[1]
@@ -207,7 +114,7 @@ def summary(steps, setting):
                         ("2", construction_lines(needed(steps["constructive"]))),
                         ("3", finetuning_lines(needed(steps["targeted"]))),
                         ("4", latent_lines(steps)),
-                        ("5", cgn_lines(steps)),
+                        ("5", cgn_lines(steps) + objects_lines(steps)),
                         ("6", robust_lines(steps))):
         rows += [[part, *line] for line in lines]
     return f"Setting: {setting}\n\n" + tables.markdown(["part", "measured", "value", "samples"], rows)
@@ -270,6 +177,13 @@ def cgn_lines(steps):
             for (arm, variant, split, size, ratio), values in found.items()]
 
 
+def objects_lines(steps):
+    """What classifiers of the made set read on backgrounds of any class, averaged over the seeds."""
+    rows = [row for step in steps.values() if step.script == "cgn.evaluate" for row in needed(step)]
+    return [[f"accuracy on mixed-rand of the made set, trained on {on}", f"{tables.mean_of(found.values()):.4f}",
+             f"{len(found)} seeds x 2,000 images"] for on, found in report_objects.mixed_rand(rows).items()]
+
+
 def robust_lines(steps):
     """Test accuracies on flipped grounds, averaged over the seeds."""
     found = {}
@@ -303,6 +217,7 @@ def readme_blocks():
         "part 4 claims": counterfactual_report.claims(cells),
         "part 4 helix": counterfactual_report.helix_table(needed(FULL["helix"])),
         **report.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
+        **report_objects.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
         **robust_report.blocks(robust_report.read()),
         "training": training_table(),
         "speed": bench_table(),

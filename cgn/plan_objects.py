@@ -39,15 +39,18 @@ def set_of(seed):
 
 def commands():
     """{name: Command}, in the order in which they can run."""
-    found = [Command("cgn.objects64", ""), Command("cgn.train_gan", ""), Command("cgn.train_saliency", ""),
-             Command("cgn.train_saliency", f"--seed 1 --run {SEGMENTER}")]  # fmt: skip
+    scores = tuple(score(seed, loss).name for seed in SEEDS for loss in (None, *LEFT_OUT))
+    found = [Command("cgn.objects64", ""), Command("cgn.train_gan", "", scores),
+             Command("cgn.train_saliency", "", scores),
+             Command("cgn.train_saliency", f"--seed 1 --run {SEGMENTER}", scores)]  # fmt: skip
     found += [classifier(on, seed) for on in ("real", "independent") for seed in SEEDS]
     for seed in SEEDS:
         found += [cgn(seed), *(cgn(seed, left_out) for left_out in LEFT_OUT)]
         found += [score(seed), *(score(seed, left_out) for left_out in LEFT_OUT), counterfactuals(seed)]
         found += [classifier(on, seed) for on in ("counterfactual", "both")]
         found += [evaluation(on, seed) for on in ON]
-    found += [Command("cgn.generate_objects", ""), Command("cgn.dance", ""), Command("cgn.stylise", "")]
+    found += [Command("cgn.generate_objects", ""), Command("cgn.dance", ""), Command("cgn.stylise", ""),
+              Command("cgn.bench_objects", "")]  # fmt: skip
     return {command.name: command for command in found}
 
 

@@ -1,4 +1,4 @@
-"""The CGN of objects: what its parts are, each loss by hand, training, generation, and the ensemble on its images."""
+"""The CGN of objects: what its parts are, each loss by hand, training, and generation."""
 
 import functools
 
@@ -13,14 +13,12 @@ import storage
 import trainer
 from cgn import (
     biggan,
-    ensemble,
     folders,
     generate_objects,
     losses,
     objects,
     objects64,
     sets,
-    train_ensemble,
     train_gan,
     train_objects,
     train_saliency,
@@ -418,72 +416,6 @@ def test_shards_are_the_set_and_pictures_are_its_images(call, run, tmp_path, mon
     code, _, error = call("cgn.generate_objects", "--run", run, "--shards", 2, "--shard", 2)
     assert code == 2
     assert "counted from 0" in error
-
-
-# --- the ensemble -----------------------------------------------------------------------------------------
-
-
-def test_heads_their_mean_and_the_losses_of_real_and_counterfactual_images():
-    model = ensemble.build("small", 10, 64, seed=0)
-    images, labels = torch.rand(5, 3, 64, 64) * 2 - 1, torch.randint(10, (5, 3))
-    logits = model(images)
-    assert logits.shape == (5, 3, 10)
-    found = ensemble.answers(logits)
-    assert torch.equal(found["texture"], logits[:, 1])
-    assert torch.allclose(found["shape and texture"], (logits[:, 0] + logits[:, 1]) / 2)
-    context = functools.partial(experiment.autocast, CPU, torch.float32)
-    game = ensemble.Game(model, 1e-3, None, None, 1.0, CPU, context, 0)
-    cross = torch.nn.functional.cross_entropy
-    assert torch.allclose(game.real(images, labels), cross(logits.mean(1), labels[:, 0]))
-    assert torch.allclose(game.real(images, labels[:, 0]), cross(logits.mean(1), labels[:, 0]))
-    each = sum(cross(logits[:, k], labels[:, k]) for k in range(3)) / 3
-    assert torch.allclose(game.counterfactual(images, labels), each)
-
-
-@pytest.mark.parametrize("select", ["last", "val shape"])
-def test_an_ensemble_is_trained_on_both_and_measured(call, run, tmp_path, select):
-    words = ("--run", run, "--size", 40, "--classes", 0, 1, "--out", tmp_path / "set", "--results", tmp_path / "r")
-    assert call("cgn.generate_objects", *words)[0] == 0
-    words = ("--set", tmp_path / "set", "--steps", 3, "--batch", 8, "--select", select, "--run", tmp_path / "run")
-    assert call("cgn.train_ensemble", *words, "--results", tmp_path / "results")[0] == 0
-    rows = storage.read_lines(tmp_path / "results/metrics.jsonl")
-    by = {(row["arm"], row["split"], row["metric"]): row["value"] for row in rows}
-    for head in ("shape", "texture", "background", "mean", "shape and texture"):
-        same, rand = (by[f"both, {head}", split, "top-1"] for split in ("mixed_same", "mixed_rand"))
-        assert by[f"both, {head}", "bg_gap", "bg_gap"] == pytest.approx(same - rand)
-        assert by[f"both, {head}", "original", "top-5"] >= by[f"both, {head}", "original", "top-1"]
-    assert ("both, texture", "texture_conflict", "own label") in by
-    assert ("both, texture", "silhouette", "own label") not in by
-    kept = storage.load_checkpoint(tmp_path / "run/ckpt/best.pt")
-    assert ("chosen" in kept) == (select != "last")
-
-
-def test_without_counterfactuals_an_ensemble_says_where_they_come_from(call, tmp_path):
-    code, _, error = call("cgn.train_ensemble", "--set", tmp_path / "none", "--run", tmp_path / "run")
-    assert code == 2
-    assert "no counterfactual set" in error
-
-
-def test_the_best_weights_by_a_rule_are_kept(tmp_path, monkeypatch):
-    """Accuracies on the validation split go up and then down: the weights of the peak are those in best.pt."""
-    model, peaks = ensemble.build("small", 10, 64, seed=0), iter([0.1, 0.7, 0.4])
-    monkeypatch.setattr(train_ensemble, "read", lambda *_: (torch.zeros(2, 3, 10), torch.zeros(2, 3).long()))
-    monkeypatch.setattr(train_ensemble.scores, "top_k", lambda *_: next(peaks))
-    seen = []
-    follow = ensemble.Game.follow
-
-    def noted(self, number):
-        follow(self, number)
-        seen.append(self.averages["ensemble"].heads.bias.clone())
-
-    monkeypatch.setattr(ensemble.Game, "follow", noted)
-    options = {"on": "real", "steps": 3, "batch": 8, "ratio": 1.0, "lr": 1e-2, "seed": 0, "precision": "float32",
-               "select": "val mean"}  # fmt: skip
-    read = {"real": lambda: objects64.read("train"), "counterfactual": None, "val": lambda: None}
-    best, _ = trainer.train(tmp_path, options, functools.partial(train_ensemble.Course, model=model, sources=read,
-                                                                device=CPU))  # fmt: skip
-    assert torch.equal(best["model"]["heads.bias"], seen[1])
-    assert not torch.equal(seen[1], seen[2])
 
 
 def test_the_sheet_of_a_biggan_has_a_column_for_each_class(tmp_path):

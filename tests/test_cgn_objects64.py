@@ -40,7 +40,7 @@ def splits(small):
 def test_every_split_is_complete_and_of_its_kinds(splits):
     assert len(objects64.CLASSES) == COUNT == 10
     for split, scenes in splits.items():
-        n = SMALL.get(split, SMALL["test"])
+        n = SMALL.get(objects64.PAINTED.get(split, ("test",))[0])
         assert (scenes.images.shape, scenes.images.dtype) == ((n, 3, SIDE, SIDE), torch.uint8)
         assert (scenes.labels.shape, scenes.labels.dtype) == ((n, 3), torch.int64)
         assert (scenes.masks.shape, scenes.masks.dtype) == ((n, 1, SIDE, SIDE), torch.bool)
@@ -54,6 +54,35 @@ def test_texture_and_background_agree_in_95_percent_independently(splits, split)
     wide = 4 * math.sqrt(0.95 * 0.05 / len(labels))
     assert torch.allclose(agree.float().mean(0), torch.tensor(0.95), atol=wide)
     assert float(agree.all(1).float().mean()) == pytest.approx(0.95**2, abs=2 * wide)
+
+
+def test_independent_has_the_shapes_of_training_and_labels_that_tell_nothing_of_each_other(splits):
+    """A table of two independent labels, uniform over ten classes each, has a chi square of 81 +- 12.7."""
+    labels, n = splits["independent"].labels, SMALL["train"]
+    assert torch.equal(labels[:, 0], splits["train"].labels[:, 0])
+    assert torch.equal(splits["independent"].masks, splits["train"].masks)
+    for k in (1, 2):
+        counts = labels[:, k].bincount(minlength=COUNT)
+        assert float((counts - n / COUNT).square().sum() / (n / COUNT)) < 9 + 4 * math.sqrt(2 * 9)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        cells = (COUNT * labels[:, a] + labels[:, b]).bincount(minlength=COUNT**2).view(COUNT, COUNT).double()
+        wanted = cells.sum(1, keepdim=True) * cells.sum(0) / n
+        assert float(((cells - wanted).square() / wanted).sum()) < 81 + 4 * math.sqrt(2 * 81)
+    spurious = splits["train"].labels  # what the bound is far below where labels agree
+    cells = (COUNT * spurious[:, 0] + spurious[:, 1]).bincount(minlength=COUNT**2).double() - n / COUNT**2
+    assert float(cells.square().sum() / (n / COUNT**2)) > 5000
+
+
+def test_independent_labels_are_those_of_the_pixels(splits):
+    """A reader of textures and backgrounds that has learnt on `train` reads the labels, which are not the shape's."""
+    train, made = splits["train"], splits["independent"]
+    for k in (1, 2):
+        known, asked = (statistics(part.images, part.masks if k == 1 else ~part.masks) for part in (train, made))
+        means = torch.stack([known[train.labels[:, k] == number].mean(0) for number in range(COUNT)])
+        within = torch.stack([known[train.labels[:, k] == number].std(0) for number in range(COUNT)]).mean(0)
+        told = torch.cdist(asked / within, means / within).argmin(1)
+        assert (told == made.labels[:, k]).float().mean() > 0.9
+        assert (told == made.labels[:, 0]).float().mean() < 0.2
 
 
 def test_another_class_is_any_of_the_nine_others():
@@ -146,7 +175,8 @@ def test_digits_of_training_validation_and_test_are_different_ones(monkeypatch, 
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(experiment.UserError, match="no split is called 'trian'; there are train, val, original"):
+    message = "no split is called 'trian'; there are train, val, independent, original"
+    with pytest.raises(experiment.UserError, match=message):
         objects64.read("trian")
 
 
