@@ -131,6 +131,11 @@ def load_weights(model, weights):
     return model
 
 
+def halved(weights):
+    """{name: tensor} in half precision, for a best.pt that would be large; load_weights makes them whole again."""
+    return {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+
+
 # --- a run folder -------------------------------------------------------------------------
 
 

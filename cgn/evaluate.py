@@ -1,15 +1,16 @@
 """What a classifier reads: shape or texture, object or background, and how it does off its training images (part 5).
 
     python -m cgn.evaluate --run runs/ensemble_both                  # on the test splits of the made set; 10 s
-    python -m cgn.evaluate --run runs/ensemble_both_imagenet --in9 data/bg_challenge --val IMAGENET/val
-    python -m cgn.evaluate --classifier resnet50 --cue-conflict STIMULI --ood data/imagenet-a data/sketch
+    python -m cgn.evaluate --run runs/ensemble_both_imagenet --in9 data/bg_challenge/test --val IMAGENET/val
+    python -m cgn.evaluate --classifier resnet50 --cue-conflict data/cue-conflict \
+        --ood data/imagenet-a data/imagenet-sketch
 
 Sauer and Geiger 2021, section 4.4, and the replication (MLRC 2021). An ensemble has five answers: its three heads,
 their mean, and the mean of shape and texture, with which the published code measures the BG-gap; a classifier of
 torchvision has one, which is called its mean. Of each answer:
 
     made set      top-1 and top-5 for the shape on every split of objects64.TESTS, for a head's own label, too; shape
-                  bias where texture and shape conflict; bg_gap
+                  bias where texture and shape conflict: in texture_conflict the background sides with the shape; bg_gap
     --in9         top-1 of the superclass of the highest of the 1,000 classes (a class in none is wrong; Xiao et al.
                   2020) on three variations; bg_gap = mixed_same - mixed_rand. Images are read whole, as published
     --cue-conflict  shape bias, and top-1 for the shape, by the mean probability of a category (Geirhos et al. 2019)
@@ -52,7 +53,8 @@ DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 PRECISION: experiment.Precision = "auto"  # of the network
 RESULTS: Path = Path("results/cgn")  # where records go
 
-CONFLICTS = ("texture_conflict",)  # splits of the made set on which the shape bias is measured
+CONFLICTS = ("texture_conflict", "counterfactual")  # splits whose shape bias is measured; in the second one the
+# background agrees with neither
 VARIATIONS = ("original", "mixed_same", "mixed_rand")  # of IN-9
 GAP = ("mixed_same", "mixed_rand")  # whose difference is the BG-gap
 SIDE = 224  # pixels that torchvision's classifiers were trained on
@@ -278,9 +280,9 @@ def main(run, classifier, weights, in9, cue_conflict, ood, val, size, batch, dev
         raise UserError("--weights is for a --classifier of torchvision; a run has its own")
     device = experiment.pick_device(device)
     measured = of_torchvision(classifier, weights, device) if classifier else of_run(run, device)
-    dtype, rows = experiment.precise(device, precision), []
+    rows = []
     for part in sets_of(measured, in9, cue_conflict, ood, val, size, device):
-        options = measured.about | part.about | {"precision": str(dtype).removeprefix("torch.")}
+        options = measured.about | part.about | {"precision": precision}
         records = storage.Records(results, "evaluate", options, device)
         found = records.earlier()
         if not found:

@@ -102,7 +102,8 @@ class Course(trainer.Training):
         super().save()
 
     def architecture(self):
-        return "biggan", {"config": self.options["config"]}, self.game.averages["generator"].state_dict()
+        weights = storage.halved(self.game.averages["generator"].state_dict())
+        return "biggan", {"config": self.options["config"]}, weights
 
 
 def read(config, folder, device, seed):

@@ -103,11 +103,14 @@ class Game(trainer.Game):
         return objects.objective(made, self.network, self.stream(f"patches/{rank}", number), self.weights, self.patches)
 
     def averaged(self):
-        """{name: tensor}: weights of the whole model, the mechanisms' running averages in their place."""
+        """{name: tensor}: weights of the whole model, the mechanisms' running averages in their place.
+
+        In half precision, as a CGN holds four networks; training goes on from last.pt, which has all digits.
+        """
         found = {f"u2net.{key}": value for key, value in self.model.u2net.state_dict().items()}
         for name, average in self.averages.items():
             found |= {f"{name}.{key}": value for key, value in average.state_dict().items()}
-        return found
+        return storage.halved(found)
 
 
 class Course(trainer.Filmed):

@@ -191,3 +191,12 @@ def test_a_folder_is_locked_against_others(tmp_path):
         pass
     with storage.locked(tmp_path, wait=False):
         pass
+
+
+def test_halved_weights_take_half_the_room_and_load():
+    model, weights = torch.nn.BatchNorm1d(3), {}
+    weights = storage.halved(model.state_dict() | {"weight": torch.tensor([1.0, 1 / 3, 70.0])})
+    assert weights["num_batches_tracked"].dtype == torch.int64
+    assert weights["weight"].dtype == torch.float16
+    assert storage.load_weights(model, weights).weight.dtype == torch.float32
+    assert torch.allclose(model.weight, torch.tensor([1.0, 1 / 3, 70.0]), rtol=1e-3)
