@@ -1,11 +1,14 @@
 """The CGN of objects: what its parts are, each loss by hand, training, and generation."""
 
 import functools
+import socket
+import subprocess
+import sys
 
 import numpy
 import pytest
 import torch
-from conftest import shell
+from conftest import ROOT, shell
 from PIL import Image
 
 import experiment
@@ -281,20 +284,44 @@ def test_what_cannot_be_trained_is_said(call, sources, tmp_path, words, message)
     assert message in error
 
 
-@pytest.mark.slow
-def test_two_processes_take_the_same_steps_as_one(tmp_path):
-    """The mechanisms keep their statistics, so that parts of a batch add up: weights agree up to rounding."""
+def networks_on(tmp_path):
+    """Arguments of train_objects that name fresh networks in run folders, for processes of their own."""
     generator, saliency = biggan.build("objects64"), u2net.build("u2net64")
     biggan.measure_statistics(generator, experiment.generator(0, "statistics"), n=32)
     checkpoint_of(tmp_path / "g", "biggan", {"config": "objects64"}, generator)
     checkpoint_of(tmp_path / "s", "u2net64", {}, saliency)
+    return ("--generator", tmp_path / "g", "--saliency", tmp_path / "s", "--steps", 2, "--batch", 4, "--device", "cpu",
+            "--leave-out", "texture", "--results", tmp_path / "r")  # fmt: skip
+
+
+def same(one, two):
+    return all(torch.allclose(one[key].float(), two[key].float(), atol=2e-3) for key in one)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
+    """The mechanisms keep their statistics, so that parts of a batch add up: weights agree up to rounding."""
+    words = networks_on(tmp_path)
     for devices in (1, 2):
-        done = shell("-m", "cgn.train_objects", "--generator", tmp_path / "g", "--saliency", tmp_path / "s", "--steps",
-                     2, "--batch", 4, "--devices", devices, "--device", "cpu", "--leave-out", "texture",
-                     "--run", tmp_path / f"run{devices}", "--results", tmp_path / "r")  # fmt: skip
+        done = shell("-m", "cgn.train_objects", *words, "--devices", devices, "--run", tmp_path / f"run{devices}")
         assert done.returncode == 0, done.stderr
-    one, two = (weights_in(tmp_path / f"run{k}") for k in (1, 2))
-    assert all(torch.allclose(one[key].float(), two[key].float(), atol=2e-3) for key in one)
+    assert same(*(weights_in(tmp_path / f"run{k}") for k in (1, 2)))
+
+
+@pytest.mark.slow
+def test_two_machines_under_torchrun_take_the_same_steps_as_one(tmp_path):
+    """Each machine is one torchrun with a process of its own; they share the run folder."""
+    words, runs = networks_on(tmp_path), [tmp_path / "alone", tmp_path / "together"]
+    assert shell("-m", "cgn.train_objects", *words, "--run", runs[0]).returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node",
+                                  "1", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port",
+                                  str(port), "-m", "cgn.train_objects", *map(str, words), "--run", str(runs[1])],
+                                 cwd=ROOT) for rank in range(2)]  # fmt: skip
+    assert [machine.wait(600) for machine in machines] == [0, 0]
+    assert same(*map(weights_in, runs))
 
 
 def test_a_biggan_is_trained_from_zero(call, tmp_path, monkeypatch):
