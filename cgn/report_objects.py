@@ -119,11 +119,16 @@ def of_made_set(options):
     return bool(options.get("trained")) and not any(options.get(name) for name in plan_objects.FOLDERS)
 
 
-def on_folders(records, split, metric, head="mean"):
-    """{arm: value} of what was measured on folders of images, of the answer `head`."""
-    return {row["arm"].rsplit(", ", 1)[0]: row["value"] for row in records
-            if row["experiment"] == "evaluate" and not of_made_set(row["options"])
-            and (row["split"], row["metric"]) == (split, metric) and row["arm"].endswith(f", {head}")}
+def on_folders(records, split, metric, head):
+    """{arm: value} of what was measured on folders of images, of the answer `head`; a plain classifier has only one."""
+    found = {}
+    for row in records:
+        if row["experiment"] == "evaluate" and any(row["options"].get(name) for name in plan_objects.FOLDERS):
+            arm, answer = row["arm"].rsplit(", ", 1)
+            wanted = head if row["options"]["trained"] else "mean"
+            if (row["split"], row["metric"], answer) == (split, metric, wanted):
+                found[arm] = row["value"]
+    return found
 
 
 def of(found, *key):
@@ -136,8 +141,7 @@ def table_3(records):
     if not found:
         return UNMEASURED
     for (head, metric), (paper, replicated) in TABLE_3.items():
-        split, real = ("cue_conflict", "") if metric == "shape bias" else ("val", "")
-        real = on_folders(records, split, metric, head)
+        real = on_folders(records, "cue_conflict" if metric == "shape bias" else "val", metric, head)
         made = plan_objects.CONFLICTS if metric == "shape bias" else "original"
         lines.append([f"{metric}, {head}", paper, replicated,
                       "; ".join(f"{arm} {100 * value:.1f}" for arm, value in real.items()) or NEEDED,
