@@ -16,7 +16,7 @@ ON = ("real", "counterfactual", "both", "independent")
 CONFLICTS = "counterfactual"  # split on which the shape bias is measured: no label tells another
 SHIFTED = ("texture_conflict", "background_conflict", "counterfactual", "only_background", "silhouette")
 FOLDERS = ("in9", "cue_conflict", "ood", "val")  # options of cgn.evaluate that name folders of images
-SEGMENTER = "runs/retrained/u2net64_objects64_seed1"
+SEGMENTER = "runs/u2net64_objects64_seed1"  # the judge of masks, by default of cgn.score_objects
 
 
 def suffixed(name, seed):
@@ -62,7 +62,7 @@ def cgn(seed, left_out=None):
 
 
 def score(seed, left_out=None):
-    return Command("cgn.score_objects", f"--run {cgn_of(seed, left_out)} --segmenter {SEGMENTER}")
+    return Command("cgn.score_objects", f"--run {cgn_of(seed, left_out)}")
 
 
 def counterfactuals(seed):
