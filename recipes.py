@@ -13,13 +13,15 @@ from experiment import UserError
 
 COMMON = {"held_out": (), "n": None, "n_validation": 1000, "batch": 64, "schedule": "cosine"}
 
+USUAL = COMMON | {"epochs": 10, "lr": 1e-3}  # of a model without a line below
+
 MODELS = {
     # n, epochs, batch, lr published; n_validation published: the test set, which we do not touch
     "vae": {"n": 512, "held_out": (0,), "epochs": 100, "batch": 64, "lr": 1e-3, "n_validation": 1024,
             "schedule": "constant"},
     "linear_vae": {"n": 512, "held_out": (0,), "epochs": 100, "batch": 64, "lr": 1e-3, "n_validation": 1024,
                    "schedule": "constant"},
-    "image_vae": COMMON | {"epochs": 10, "lr": 1e-3, "batch": 128},
+    "image_vae": USUAL | {"batch": 128},
     "realnvp": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
     "glow": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
     "dcgan": COMMON | {"epochs": 2, "lr": 2e-4, "schedule": "constant"},
@@ -89,7 +91,7 @@ def for_pair(model, data):
         raise UserError(f"{model} tells classes apart, and the images of {data} are counted")
     if (model == "mnist_cnn" and data != "mnist") or (model == "attribute_cnn" and len(chosen.classes) != 2):
         raise UserError(f"{model} does not tell apart the {len(chosen.classes)} classes of {data}; residual_cnn does")
-    recipe = MODELS[model] | PAIRS.get((model, data), {})
+    recipe = MODELS.get(model, USUAL) | PAIRS.get((model, data), {})
     recipe["n"] = recipe["n"] or NUMBER.get(data)
     if model in ("vae", "linear_vae") and data != "mnist":
         recipe |= {"held_out": ()}

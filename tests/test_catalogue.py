@@ -7,7 +7,9 @@ from conftest import ROOT
 import architecture
 import catalogue
 import classifiers
+import datasets
 import recipes
+import storage
 import train
 from experiment import UserError
 
@@ -86,3 +88,28 @@ def test_options_for_sets_that_have_none_are_refused():
         catalogue.load("mnist", "test", attribute="Bald", root=ROOT / "data")
     with pytest.raises(UserError, match="no uncertain labels"):
         catalogue.load("mnist", "test", uncertain="ones", root=ROOT / "data")
+
+
+def rings(split, device="cpu", root=None):
+    """A data set of somebody else's: rings of two sizes."""
+    n, far = {"train": 96, "test": 2000}[split], torch.linspace(-1, 1, 28).square()
+    labels = torch.arange(n) % 2
+    radius = (far[:, None] + far).sqrt()
+    images = ((radius - 0.4 - 0.3 * labels.view(-1, 1, 1, 1)).abs() < 0.1).float()
+    return datasets.Digits(images.to(device), labels.to(device))
+
+
+class Own(architecture.ImageVAE):
+    """A generator of somebody else's."""
+
+
+def test_a_line_in_a_registry_is_all_that_a_data_set_and_a_generator_need(call, monkeypatch, tmp_path):
+    monkeypatch.setitem(catalogue.SETS, "rings", catalogue.DataSet((1, 28, 28), 8, ("small", "large"), rings))
+    monkeypatch.setitem(architecture.MODELS, "own", Own)
+    words = ("--data", "rings", "--epochs", 1, "--n-validation", 32, "--results", tmp_path / "results")
+    for model in ("own", "residual_cnn"):
+        code, out, error = call("train", "--model", model, *words, "--run", tmp_path / model)
+        assert code == 0, error
+    restored = architecture.restore(storage.load_checkpoint(tmp_path / "own/ckpt/best.pt"))
+    assert isinstance(restored, Own)
+    assert recipes.for_pair("own", "mnist")["epochs"] == recipes.USUAL["epochs"]
