@@ -108,7 +108,7 @@ def test_a_line_in_a_registry_is_all_that_a_data_set_and_a_generator_need(call, 
     monkeypatch.setitem(architecture.MODELS, "own", Own)
     words = ("--data", "rings", "--epochs", 1, "--n-validation", 32, "--results", tmp_path / "results")
     for model in ("own", "residual_cnn"):
-        code, out, error = call("train", "--model", model, *words, "--run", tmp_path / model)
+        code, _, error = call("train", "--model", model, *words, "--run", tmp_path / model)
         assert code == 0, error
     restored = architecture.restore(storage.load_checkpoint(tmp_path / "own/ckpt/best.pt"))
     assert isinstance(restored, Own)
