@@ -113,13 +113,32 @@ def test_table_4_names_the_head_of_each_of_our_rows():
     assert table["ours, IN-9: resnet50"] == ["70.0"] * 4
 
 
-def test_off_the_distribution_each_arm_answers_with_its_own_head():
+def test_off_the_distribution_answers_are_named():
     rows = [evaluated("real", "mean", "silhouette", "top-1", 0.1),
             evaluated("counterfactual", "shape", "silhouette", "top-1", 0.6),
             evaluated("counterfactual", "mean", "silhouette", "top-1", 0.3)]  # fmt: skip
     table = cells(report_objects.shifted_table(rows))
-    assert table["made set: silhouette"][3:5] == ["10.0 (n = 1)", "60.0 (n = 1)"]
+    assert table["top-1, %"][3:] == ["ours: real; mean", "ours: real + counterfactual; mean",
+                                     "ours: real + counterfactual; shape", "ours: counterfactual; shape",
+                                     "ours: true labels, independent; shape"]  # fmt: skip
+    assert table["made set: silhouette"][3:] == ["10.0 (n = 1)", "–", "–", "60.0 (n = 1)", "–"]
     assert table["ImageNet-A"][:3] == ["1.39", "3.4", "needs ImageNet"]
+
+
+def test_claims_are_decided_by_the_interval_of_paired_differences():
+    right = {"real": (0.5, 0.6, 0.7), "both": (0.7, 0.81, 0.9)}
+    rows = [evaluated(on, "mean", "mixed_rand", "top-1", value, seed)
+            for on, values in right.items() for seed, value in enumerate(values)]
+    rows += [evaluated("both", "mean", "original", "top-1", 0.9, 7),
+             evaluated("real", "mean", "original", "top-1", 1.0)]  # fmt: skip
+    said = report_objects.claims(rows)
+    assert "mixed-rand (mean of all heads): holds (+20.3 ± 1.4 points, 3 seeds)." in said
+    assert "original" not in said  # no seed that both have
+    rows = [evaluated("both", head, "counterfactual", "shape bias", value, seed)
+            for head, values in (("shape", (0.9, 0.8)), ("texture", (0.1, 0.7))) for seed, value in enumerate(values)]
+    assert "biased to shape than the texture's: is not decided (+45.0 ± 444.7 points, 2 seeds)." in (
+        report_objects.claims(rows))
+    assert report_objects.claims([]) == report_objects.UNMEASURED
 
 
 # --- speed -------------------------------------------------------------------------------------------------
