@@ -52,6 +52,8 @@ def records_of(step):
     found = storage.read_lines(Path(step.results) / (
         robust_train.records_of(options["seed"]) if own else storage.Records.FILE))
     if "." in step.script:  # the scripts of a package share a folder
+        if step.script in BY_NAME:  # what was not given, a record may know: the digest of the weights, say
+            options = {name: value for name, value in options.items() if value is not None}
         named = options.keys() if step.script in BY_NAME else FILES & options.keys()
         options |= {name: Path(options[name]).name for name in named if isinstance(options[name], (str, Path))}
         if "textures" in options:

@@ -96,12 +96,13 @@ FAST = {
     "cgn, abducted": Step("cgn.classify", (*QUICK_CGN, "--on", "abducted", "--steps", "300", "--size", "30000"),
                           "results/quick/cgn"),
     "objects, set": Step("cgn.generate_objects", (
-        "--size", "5000", "--truncation", "1", "--out", "runs/quick/objects", *QUICK_OBJECTS), "results/quick/cgn"),
+        "--size", "5000", "--truncation", "1", "--out", "runs/quick/objects", *QUICK_OBJECTS), QUICK_OBJECTS[1],
+        ("objects, both, measured",)),
     **{f"objects, {on}": Step("cgn.train_ensemble", (
         "--on", on, "--steps", "300", "--set", "runs/quick/objects", "--run", f"runs/quick/ensemble_{on}",
-        *QUICK_OBJECTS), "results/quick/cgn") for on in ("real", "both")},
+        *QUICK_OBJECTS), QUICK_OBJECTS[1], (f"objects, {on}, measured",)) for on in ("real", "both")},
     **{f"objects, {on}, measured": Step("cgn.evaluate", ("--run", f"runs/quick/ensemble_{on}", *QUICK_OBJECTS),
-                                        "results/quick/cgn") for on in ("real", "both")},
+                                        QUICK_OBJECTS[1]) for on in ("real", "both")},
     **{f"robust, {arm}": Step("robust_training.train", (
         "--epochs", "3", *words.split(), "--run", f"runs/quick/robust_{arm}", "--results", "results/quick/robust"),
         "results/quick/robust") for arm, words in {

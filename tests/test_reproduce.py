@@ -13,6 +13,7 @@ import reproduce
 import storage
 import tables
 from experiment import UserError
+from steps import Step
 
 README = (ROOT / "README.md").read_text()
 
@@ -42,13 +43,13 @@ def test_records_of_a_step_are_those_of_its_options(tmp_path, monkeypatch):
     records = storage.Records(tmp_path, "ablate", options, experiment.pick_device("cpu"))
     records.add("a", "b", "mse", 1.0, 1, 0)
     records.save()
-    step = reproduce.Step("ablate", ("--seed", "1", "--results", str(tmp_path)), str(tmp_path))
+    step = Step("ablate", ("--seed", "1", "--results", str(tmp_path)), str(tmp_path))
     assert len(reproduce.records_of(step)) == 1
     assert not reproduce.records_of(step._replace(arguments=("--seed", "2", "--results", str(tmp_path))))
 
 
 def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path, capsys):
-    step = reproduce.Step("ablate", ("--run", "nosuch", "--results", str(tmp_path)), str(tmp_path))
+    step = Step("ablate", ("--run", "nosuch", "--results", str(tmp_path)), str(tmp_path))
     with pytest.raises(UserError, match=r"python ablate.py --run nosuch .* failed"):
         reproduce.carry_out("x", {"x": step}, again=False)
     options = experiment.parse_options(importlib.import_module("ablate"), step.arguments)
@@ -63,8 +64,8 @@ def test_a_training_is_always_called_unless_nobody_needs_it_any_more(tmp_path, c
     called = []
     fake = types.SimpleNamespace(DEVNULL=None, run=lambda command, **_: called.append(command[1]) or Done)
     monkeypatch.setattr(reproduce, "subprocess", fake)
-    training = reproduce.Step("train", ("--results", str(tmp_path)), str(tmp_path), ("user",))
-    user = reproduce.Step("ablate", ("--results", str(tmp_path)), str(tmp_path))
+    training = Step("train", ("--results", str(tmp_path)), str(tmp_path), ("user",))
+    user = Step("ablate", ("--results", str(tmp_path)), str(tmp_path))
     reproduce.carry_out("vae", {"vae": training, "user": user}, again=False)
     assert called == ["train.py"]
     options = experiment.parse_options(importlib.import_module("ablate"), user.arguments)
@@ -84,7 +85,7 @@ class Done:
 
 def test_missing_records_are_named(tmp_path):
     with pytest.raises(UserError, match=r"has no records of python ablate.py --seed 9"):
-        reproduce.needed(reproduce.Step("ablate", ("--seed", "9"), str(tmp_path)))
+        reproduce.needed(Step("ablate", ("--seed", "9"), str(tmp_path)))
 
 
 def test_the_readme_is_what_the_records_say():
@@ -140,3 +141,14 @@ def test_every_command_of_the_original_has_its_line():
     rows = re.findall(r"^\| ([^|]*) \| `python latent_counterfactuals.py", README, re.MULTILINE)
     assert sum(row.startswith("attack") for row in rows) == 5
     assert len(rows) == 13
+
+
+def test_records_that_name_runs_and_digests_are_found_by_the_options_of_their_command(tmp_path):
+    about = {"run": "ensemble_both", "classifier": None, "weights": "a digest", "trained": {"on": "both"},
+             "precision": "auto"}  # fmt: skip
+    records = storage.Records(tmp_path, "evaluate", about, experiment.pick_device("cpu"))
+    records.add("both, mean", "original", "top-1", 1.0, 1, 0)
+    records.save()
+    step = lambda run: Step("cgn.evaluate", ("--run", run, "--results", str(tmp_path)), str(tmp_path))
+    assert len(reproduce.records_of(step("runs/ensemble_both"))) == 1
+    assert not reproduce.records_of(step("runs/ensemble_real"))
