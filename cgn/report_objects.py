@@ -148,6 +148,10 @@ def table_3(records):
         lines.append([f"{metric}, {head}", paper, replicated,
                       "; ".join(f"{arm} {100 * value:.1f}" for arm, value in real.items()) or NEEDED,
                       *(of(found, arm, head, made, metric) for arm in ARMS)])
+    for head in ("shape", "texture", "background"):
+        metric = "top-1" if head == "shape" else "own label"
+        cells = [of(found, arm, head, plan_objects.CONFLICTS, metric) for arm in ARMS]
+        lines.append([f"reads its own label, {head}", "–", "–", "–", *cells])
     return tables.markdown(["%", "paper", "replication", "ours, ImageNet", *(f"ours: {arm}" for arm in ARMS.values())],
                            lines)  # fmt: skip
 

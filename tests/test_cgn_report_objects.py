@@ -90,6 +90,8 @@ def test_table_3_has_the_heads_shape_bias_and_what_is_missing():
     table = cells(report_objects.table_3(rows))
     assert table["shape bias, shape"] == ["54.8", "49.1", "needs ImageNet", "–", "–", "60.0 ± 127.1 (n = 2)", "–"]
     assert table["top-1, mean"][:4] == ["74.0", "56.2", "needs ImageNet", "100.0 (n = 1)"]
+    rows += [evaluated("both", "texture", conflict, "own label", 0.98)]
+    assert cells(report_objects.table_3(rows))["reads its own label, texture"][-2:] == ["98.0 (n = 1)", "–"]
     rows += [evaluated("resnet50", "shape", "cue_conflict", "shape bias", 0.21, cue_conflict="folder")]
     assert cells(report_objects.table_3(rows))["shape bias, shape"][2] == "resnet50 21.0"
 
