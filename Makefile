@@ -26,6 +26,7 @@ reproduce: setup
 bench: setup
 	$(PY) bench.py --results results/quick/bench
 	$(PY) -m cgn.bench --results results/quick/bench
+	$(PY) -m cgn.bench_objects --results results/quick/bench
 	$(PY) -m robust_training.bench --results results/quick/bench
 
 lint: .venv/installed
