@@ -83,6 +83,17 @@ def test_the_ablation_stands_beside_the_published_numbers():
     assert report_objects.losses_table([]) == report_objects.UNMEASURED
 
 
+def test_a_loss_is_needed_where_fewer_shapes_are_read_without_it():
+    rows = [score("shape read", value, seed) for seed, value in enumerate((0.7, 0.72, 0.74))]
+    rows += [score("shape read", value, seed, "texture") for seed, value in enumerate((0.3, 0.31, 0.35))]
+    rows += [score("shape read", value, seed, "shape") for seed, value in enumerate((0.71, 0.74, 0.72))]
+    said = report_objects.losses_claims(rows)
+    assert "texture: holds (-40.0 ± 2.5 points, 3 seeds)." in said
+    assert "shape: is not decided (+0.3 ± 5.2 points, 3 seeds)." in said
+    assert "reconstruction" not in said
+    assert report_objects.losses_claims([]) == report_objects.UNMEASURED
+
+
 def test_table_3_has_the_heads_shape_bias_and_what_is_missing():
     conflict = plan_objects.CONFLICTS
     rows = [evaluated("both", "shape", conflict, "shape bias", value, seed) for seed, value in enumerate((0.5, 0.7))]
