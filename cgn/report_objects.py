@@ -209,7 +209,8 @@ def mixed_rand(records):
 def blocks(records):
     """{name of a generated block of README: its content}."""
     return {"part 5 claim 2": losses_table(records), "part 5 losses": losses_claims(records),
-            "part 5 table 3": table_3(records), "part 5 table 4": table_4(records), "part 5 shifted": shifted_table(records),
+            "part 5 table 3": table_3(records), "part 5 table 4": table_4(records),
+            "part 5 shifted": shifted_table(records),
             "part 5 objects claims": claims(records)}  # fmt: skip
 
 
