@@ -47,8 +47,10 @@ FLOORS = [
     {"robust_training.plan"},
     {"robust_training.report"},
     {"robust_training.show"},
-    {"bench", "steps"},
-    {"reproduce"},
+    {"bench", "steps", "demo_actions"},
+    {"gallery_records", "gallery_page"},
+    {"reproduce", "gallery", "demo", "reliability_inputs", "reliability_runs"},
+    {"reliability"},
 ]
 HEIGHT = {name: level for level, names in enumerate(FLOORS) for name in names}
 SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "constructive_counterfactuals",
@@ -57,7 +59,7 @@ SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "construct
            "cgn.stylise", "cgn.train_gan", "cgn.train_saliency", "cgn.train_objects", "cgn.generate_objects",
            "cgn.train_ensemble", "cgn.score_objects", "cgn.evaluate", "robust_training.digits", "robust_training.fetch",
            "robust_training.inpaint", "robust_training.train", "robust_training.bench", "robust_training.show", "bench",
-           "reproduce"]
+           "reproduce", "gallery", "demo", "reliability"]
 TAKES_ALL = {"train", "robust_training.train"}  # whose main passes its options on by name
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("cgn/[!_]*.py"), *ROOT.glob("robust_training/[!_]*.py")])
 
