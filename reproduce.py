@@ -1,6 +1,6 @@
 """Run every experiment and rebuild every table of README.md from the records.
 
-    python reproduce.py            # the committed results: about 19 h on 2 cores; what is there is not done again
+    python reproduce.py            # the committed results: about 22 h on 2 cores; what is there is not done again
     python reproduce.py --quick    # fewer samples and seeds, about 5 min; into runs/quick/ and results/quick/
     python reproduce.py --only-tables   # only the tables, from the records that are there
 
