@@ -3,7 +3,7 @@
     python -m cgn.train_objects     # objects64; 4 min on 2 cores, after train_gan and train_saliency
     python -m cgn.train_objects --preset paper --generator data/weights/biggan-deep-256.bin \
         --saliency data/weights/u2net.pth --features vgg16    # ImageNet, 256 pixels; published: 12 hours of a GPU
-    torchrun --nproc-per-node 4 -m cgn.train_objects --preset code ...    # --nnodes 2 for two machines
+    torchrun --nproc-per-node 4 -m -- cgn.train_objects --preset code ...    # --nnodes 2 for two machines
 
 Sauer and Geiger 2021, section 3.2. No images are read: the frozen BigGAN makes them. Presets name every weight; those
 of the paper and of the published code differ in the Gram weight (5 and 4) and in the texture's learning rate (1e-5 and

@@ -318,7 +318,7 @@ def test_two_machines_under_torchrun_take_the_same_steps_as_one(tmp_path):
         port = free.getsockname()[1]
     machines = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node",
                                   "1", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port",
-                                  str(port), "-m", "cgn.train_objects", *map(str, words), "--run", str(runs[1])],
+                                  str(port), "-m", "--", "cgn.train_objects", *map(str, words), "--run", str(runs[1])],
                                  cwd=ROOT) for rank in range(2)]  # fmt: skip
     assert [machine.wait(600) for machine in machines] == [0, 0]
     assert same(*map(weights_in, runs))
