@@ -11,6 +11,7 @@ from conftest import PUBLISHED
 
 import experiment
 import reproduce
+import steps
 import storage
 import trainer
 from cgn import abduction, analyse, classifiers, data, explain, games, generate, mechanisms, readers, sets, train
@@ -291,7 +292,7 @@ def test_classifying_counterfactuals(call, trained, tmp_path):
     rows = storage.read_lines(tmp_path / "r/metrics.jsonl")
     assert {row["split"] for row in rows} == {"train", "test", "visible", "wandering"}
     assert rows[0]["options"]["weights"] == storage.digest(trained / "ckpt/best.pt")
-    step = reproduce.Step("cgn.classify", tuple(map(str, arguments)), tmp_path / "r")
+    step = steps.Step("cgn.classify", tuple(map(str, arguments)), tmp_path / "r")
     assert reproduce.records_of(step) == rows
     assert not reproduce.records_of(step._replace(arguments=(*step.arguments, "--ratio", "2")))
     call("cgn.classify", *arguments)
@@ -304,7 +305,7 @@ def test_a_published_file_and_textures_are_found_again_by_name(tmp_path):
     records = storage.Records(tmp_path, "classify", options, torch.device("cpu"))
     records.add("cgn", "test", "accuracy", 0.5, 10, 0)
     records.save()
-    found = lambda *more: len(reproduce.records_of(reproduce.Step(
+    found = lambda *more: len(reproduce.records_of(steps.Step(
         "cgn.classify", ("--variant", "wildlife", *more), tmp_path)))  # fmt: skip
     assert found("--checkpoint", "/some/folder/a.pth") == 1
     assert found("--checkpoint", "/some/folder/b.pth") == 0
