@@ -180,10 +180,12 @@ def cgn_lines(steps):
 
 
 def objects_lines(steps):
-    """What classifiers of the made set read on backgrounds of any class, averaged over the seeds."""
+    """What classifiers of the made set read where background, or all labels, are independent, averaged over seeds."""
     rows = [row for step in steps.values() if step.script == "cgn.evaluate" for row in needed(step)]
-    return [[f"accuracy on mixed-rand of the made set, trained on {on}", f"{tables.mean_of(found.values()):.4f}",
-             f"{len(found)} seeds x 2,000 images"] for on, found in report_objects.mixed_rand(rows).items()]
+    return [[f"accuracy, {head} of the heads, trained on {on} (made set, {split})",
+             f"{tables.mean_of(found.values()):.4f}", f"{len(found)} seeds x 2,000 images"]
+            for head, split in (("mean", "mixed_rand"), ("shape", "counterfactual"))
+            for on, found in report_objects.top_1(rows, head, split).items()]
 
 
 def robust_lines(steps):

@@ -99,7 +99,7 @@ FAST = {
         "--size", "5000", "--truncation", "1", "--out", "runs/quick/objects", *QUICK_OBJECTS), QUICK_OBJECTS[1],
         ("objects, both, measured",)),
     **{f"objects, {on}": Step("cgn.train_ensemble", (
-        "--on", on, "--steps", "300", "--set", "runs/quick/objects", "--run", f"runs/quick/ensemble_{on}",
+        "--on", on, "--steps", "800", "--set", "runs/quick/objects", "--run", f"runs/quick/ensemble_{on}",
         *QUICK_OBJECTS), QUICK_OBJECTS[1], (f"objects, {on}, measured",)) for on in ("real", "both")},
     **{f"objects, {on}, measured": Step("cgn.evaluate", ("--run", f"runs/quick/ensemble_{on}", *QUICK_OBJECTS),
                                         QUICK_OBJECTS[1]) for on in ("real", "both")},

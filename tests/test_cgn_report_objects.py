@@ -154,6 +154,12 @@ def test_claims_are_decided_by_the_interval_of_paired_differences():
     assert report_objects.claims([]) == report_objects.UNMEASURED
 
 
+def test_top_1_by_arm_and_seed():
+    rows = [evaluated("both", "shape", "counterfactual", "top-1", 0.6, seed) for seed in range(2)]
+    rows += [evaluated("real", "mean", "counterfactual", "top-1", 0.2)]
+    assert report_objects.top_1(rows, "shape", "counterfactual") == {"both": {0: 0.6, 1: 0.6}}
+
+
 # --- speed -------------------------------------------------------------------------------------------------
 
 
