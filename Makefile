@@ -10,7 +10,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: run test test-all reproduce bench lint demo setup
+.PHONY: run test test-all reproduce gallery bench lint demo setup
 .DELETE_ON_ERROR:
 
 run: setup

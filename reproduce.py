@@ -1,4 +1,4 @@
-"""Run every experiment and rebuild every table of README.md from the records.
+"""Run every experiment, and rebuild every table of README.md and the gallery from the records.
 
     python reproduce.py            # the committed results: about 22 h on 2 cores; what is there is not done again
     python reproduce.py --quick    # fewer samples and seeds, about 5 min; into runs/quick/ and results/quick/
@@ -20,6 +20,7 @@ import constructive_counterfactuals
 import counterfactual_report
 import experiment
 import finetuning_report
+import gallery
 import recipes
 import storage
 import tables
@@ -319,6 +320,7 @@ def main(quick, only_tables, again, published):
             carry_out(name, steps, again)
     if not quick:
         tables.update(README, readme_blocks())
+        gallery.main(gallery.RESULTS, gallery.OUT)
     setting = "quick (few seeds and samples; the committed results are those of `make reproduce`)" if quick else "full"
     print(summary(steps, setting))
 
