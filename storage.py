@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import time
+import warnings
 from pathlib import Path
 
 import numpy
@@ -84,7 +85,8 @@ def load_checkpoint(path):
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; the script that trains it makes one")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of an unusual file: what follows says all in one line
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged and foreign files
         if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
             raise UserError(f"{path} is refused: it is no plain checkpoint, and what else it holds could run "

@@ -165,7 +165,13 @@ class Training:
         self.lines = self.last.get("lines", 0)
         # now: with it the folder belongs to these options
         self.log = folder.open_log(keep=self.lines) if first else None
-        self.game = self.begin()
+        try:
+            self.game = self.begin()
+        except experiment.UserError:  # and not to options that it cannot begin with
+            if first and not folder.last.exists():
+                self.log.close()
+                folder.log.unlink()
+            raise
         if "game" in self.last:
             self.game.restore(self.last["game"])
             self.step = self.last["step"]

@@ -69,7 +69,7 @@ def damaged(kind, path, mark):
         path.unlink()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "text", "zeros", "pickle", "torch pickle", "tensor"])
 def test_damaged_foreign_and_malicious_checkpoints_are_refused(tmp_path, kind):
     path, mark = tmp_path / "a.pt", tmp_path / "code ran"

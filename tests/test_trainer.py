@@ -131,3 +131,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 def test_torchrun_says_how_many_processes_there_are():
     assert trainer.processes(2, {}) == (2, 1)
     assert trainer.processes(1, {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}) == (4, 2)
+
+
+def test_a_training_that_cannot_begin_does_not_keep_its_folder(tmp_path):
+    class Empty(Course):
+        def begin(self):
+            raise UserError("no images")
+
+    with pytest.raises(UserError, match="no images"):
+        trainer.train(tmp_path / "run", {"steps": 3, "images": "none"}, Empty)
+    assert trainer.train(tmp_path / "run", {"steps": 3, "images": "some"}, Course)[1]
+    with pytest.raises(UserError, match="was made with images=some"):
+        trainer.train(tmp_path / "run", {"steps": 3, "images": "none"}, Empty)
