@@ -79,23 +79,43 @@ def called(script):
     return ("-m", script) if "." in script else (f"{script}.py",)
 
 
-def carry_out(name, steps, again):
+class Progress:
+    """Where in a plan a run is, and how long the rest may take: a step as long as those that were carried out."""
+
+    def __init__(self, names):
+        self.names, self.spent = list(names), []
+
+    def place(self, name):
+        """[number of the step/all of them]."""
+        return f"[{self.names.index(name) + 1}/{len(self.names)}]"
+
+    def left(self, name, seconds):
+        """What is said after a step that took so many seconds."""
+        self.spent.append(seconds)
+        rest = len(self.names) - self.names.index(name) - 1
+        minutes = rest * sum(self.spent) / len(self.spent) / 60
+        return f"{seconds:.0f} s; {rest} steps left, {minutes:.0f} min at this pace, less for what is there"
+
+
+def carry_out(name, steps, again, progress=None):
     """Run a step as its own process unless its records are there; what it prints is left to the one table."""
+    progress = progress or Progress(steps)
     step = steps[name]
     command = [sys.executable, *called(step.script), *step.arguments]
     words = " ".join(["python", *command[1:]])
     # a training that nobody else wants is always called: it alone knows whether it is finished, and takes seconds then
     wanting = [step] * (step.script not in TRAINS) + [steps[user] for user in step.needed_by]
     if wanting and not again and all(map(records_of, wanting)):
-        print(f"{name}: already in {wanting[-1].results} ({words})", file=sys.stderr)
+        print(f"{progress.place(name)} {name}: already in {wanting[-1].results} ({words})", file=sys.stderr)
         return
     if again:
         (Path(step.results) / "partial.jsonl").unlink(missing_ok=True)
-    print(f"{name}: {words}", file=sys.stderr)
+    print(f"{progress.place(name)} {name}: {words}", file=sys.stderr)
     started = time.perf_counter()
     if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=experiment.ROOT).returncode:
         raise experiment.UserError(f"{words} failed; the steps before it are kept")
-    print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    said = progress.left(name, time.perf_counter() - started)
+    print(f"{progress.place(name)} {name}: {said}", file=sys.stderr)
 
 
 def needed(step):
@@ -316,8 +336,9 @@ def main(quick, only_tables, again, published):
         steps["published checkpoint"] = published_step(published)
         steps |= of_cgn(plan.commands(published))
     if not only_tables:
+        progress = Progress(steps)
         for name in steps:
-            carry_out(name, steps, again)
+            carry_out(name, steps, again, progress)
     if not quick:
         tables.update(README, readme_blocks())
         gallery.main(gallery.RESULTS, gallery.OUT)

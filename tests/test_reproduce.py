@@ -152,3 +152,11 @@ def test_records_that_name_runs_and_digests_are_found_by_the_options_of_their_co
     step = lambda run: Step("cgn.evaluate", ("--run", run, "--results", str(tmp_path)), str(tmp_path))
     assert len(reproduce.records_of(step("runs/ensemble_both"))) == 1
     assert not reproduce.records_of(step("runs/ensemble_real"))
+
+
+def test_progress_counts_the_steps_and_reckons_with_those_that_were_run():
+    progress = reproduce.Progress("abcd")
+    assert progress.place("b") == "[2/4]"
+    assert progress.left("a", 60).startswith("60 s; 3 steps left, 3 min")
+    assert progress.left("b", 180).startswith("180 s; 2 steps left, 4 min")
+    assert progress.left("d", 60).startswith("60 s; 0 steps left, 0 min")
