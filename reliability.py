@@ -52,11 +52,11 @@ MISTAKE = "one line and exit code 2"
 SAME = "same bytes"
 UNTOUCHED = "results and runs untouched"
 PATIENCE = 120  # seconds after which a mistake counts as unnoticed
+REFUSED = "is refused|cannot be read|no checkpoint at|name a run folder"  # the last two: it was not even opened
 NO_ROOM = "No space left|File too large|GB left"  # what is said of a full disk
 ROOMS = (20_000, 200_000, 1_000_000)  # bytes on a small disk
 FULL = ("vae", "saliency", "set")  # trainings that meet a full disk
-ROWS = 20  # records that each of two processes adds
-TRIES = 5  # a kill that comes too late is tried again so many times
+ROWS, TRIES = 20, 5  # records that each of two processes adds; times that a kill which comes too late is tried again
 
 
 class Tally:
@@ -204,7 +204,7 @@ def check_code(tally, wholes, folder, o):
             there = folder / f"{kind} {number}"
             given = [*inputs.small(script, there), *inputs.fill(words, path, run, {})]
             ended = runs.run(script, given, there, PATIENCE, settings=runs.FEW)
-            tally.mistake("code in a checkpoint", kind, ended, f"{script} {words}", "is refused|cannot be read")
+            tally.mistake("code in a checkpoint", kind, ended, f"{script} {words}", REFUSED)
             tally.add("code in a checkpoint", kind, "no code ran", not mark.exists(), f"{script} {words}")
             mark.unlink(missing_ok=True)
             (run / "options.json").unlink(missing_ok=True)  # of a training; those of the next one are others

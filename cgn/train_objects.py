@@ -148,6 +148,9 @@ def weights_of(preset, leave_out):
 def source_of(path, config, saliency):
     """The network of a run folder, or of a file of published weights."""
     path = Path(path)
+    if path.is_file() and saliency and saliency not in u2net.PUBLISHED:
+        raise experiment.UserError(f"{path}: of {saliency} no file was published, but of {', '.join(u2net.PUBLISHED)}; "
+                                   "name a run folder of cgn.train_saliency")
     if path.is_file():
         return u2net.load_published(path, saliency) if saliency else biggan.load_published(path, config)
     state = storage.load_checkpoint(path / "ckpt/best.pt")

@@ -276,7 +276,8 @@ def test_a_loss_that_is_no_number_is_named(call, sources, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("words", "message"), [
     (("--preset", "paper"), "add --features vgg16"), (("--truncation", "2"), "truncation"),
-    (("--generator", "nowhere"), "no checkpoint at nowhere"), (("--leave-out", "sound"), "must be one of"),
+    (("--generator", "nowhere"), "no checkpoint at nowhere"), (("--saliency", "README.md"), "name a run folder of"),
+    (("--leave-out", "sound"), "must be one of"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_said(call, sources, tmp_path, words, message):
     code, _, error = call("cgn.train_objects", *sources, "--run", tmp_path / "run", *words)
