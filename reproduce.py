@@ -203,7 +203,8 @@ def cgn_lines(steps):
 def objects_lines(steps):
     """What classifiers of the made set read where background, or all labels, are independent, averaged over seeds."""
     rows = [row for step in steps.values() if step.script == "cgn.evaluate" for row in needed(step)]
-    return [[f"accuracy, {head} of the heads, trained on {on} (made set, {split})",
+    names = {"mean": "mean of the heads", "shape": "the shape's head"}
+    return [[f"accuracy, {names[head]}, trained on {on} (made set, {split})",
              f"{tables.mean_of(found.values()):.4f}", f"{len(found)} seeds x 2,000 images"]
             for head, split in (("mean", "mixed_rand"), ("shape", "counterfactual"))
             for on, found in report_objects.top_1(rows, head, split).items()]
