@@ -246,6 +246,7 @@ def readme_blocks():
         **report_objects.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
         **robust_report.blocks(robust_report.read()),
         "training": training_table(),
+        "reliability": reliability_table(storage.read_lines("results/reliability/metrics.jsonl")),
         "speed": bench_table(),
         "speed step": step_sentence(),
         "speed cgn": cgn_sentence(),
@@ -263,6 +264,22 @@ def published_records():
     """What part 3 last measured from the published checkpoint; its records are committed."""
     rows = storage.read_lines(Path("results/targeted_finetuning/published_checkpoint") / storage.Records.FILE)
     return [row for row in rows if row["options"] == rows[-1]["options"]]
+
+
+def reliability_table(records):
+    """How often each promise held, kinds and places put together; what two threads change is measured, not promised."""
+    counts = {}
+    for row in records:
+        if row["metric"] != "largest relative difference":
+            by_kind = row["split"] == "same seed again" or row["split"].startswith("killed")
+            tried, on = (row["split"], row["arm"]) if by_kind else (row["arm"], row["split"])
+            held, n, places = counts.get((tried, row["metric"]), (0, 0, {}))
+            counts[tried, row["metric"]] = held + round(row["value"] * row["n"]), n + row["n"], places | {on: None}
+    if not counts:
+        return report.UNMEASURED
+    lines = [[tried, ", ".join(places), metric, f"{held:,} of {n:,}"]
+             for (tried, metric), (held, n, places) in counts.items()]
+    return tables.markdown(["tried", "on", "promise", "held"], lines)
 
 
 def training_table():

@@ -160,3 +160,16 @@ def test_progress_counts_the_steps_and_reckons_with_those_that_were_run():
     assert progress.left("a", 60).startswith("60 s; 3 steps left, 3 min")
     assert progress.left("b", 180).startswith("180 s; 2 steps left, 4 min")
     assert progress.left("d", 60).startswith("60 s; 0 steps left, 0 min")
+
+
+def test_promises_are_counted_over_kinds_and_places():
+    row = lambda arm, split, metric, value, n: {"arm": arm, "split": split, "metric": metric, "value": value, "n": n}
+    rows = [row("vae", "killed before the first checkpoint", "same bytes", 1.0, 5),
+            row("flow", "killed before the first checkpoint", "same bytes", 0.75, 4),
+            row("a mistake", "option", "nothing recorded", 1.0, 100),
+            row("a mistake", "file", "nothing recorded", 1.0, 50),
+            row("vae", "one and two threads", "largest relative difference", 0.1, 1)]  # fmt: skip
+    lines = reproduce.reliability_table(rows).splitlines()[2:]
+    assert lines == ["| killed before the first checkpoint | vae, flow | same bytes | 8 of 9 |",
+                     "| a mistake | option, file | nothing recorded | 150 of 150 |"]  # fmt: skip
+    assert reproduce.reliability_table([]) == reproduce.report.UNMEASURED
