@@ -226,7 +226,7 @@ def test_an_unknown_experiment_is_no_way_to_run_something(tmp_path):
         gallery_records.script_of(record(1.0, experiment="../x") | {"file": tmp_path})
 
 
-# --- in a browser -------------------------------------------------------------------------------------
+# --- in a browser: slow, as a busy machine lets it wait -----------------------------------------------
 
 
 class Browser:
@@ -351,6 +351,7 @@ CONTRASTS = r"""(() => {
 })()"""
 
 
+@pytest.mark.slow
 def test_it_opens_without_a_complaint_and_texts_stay_texts(page):
     assert page.complaints() == []
     assert page.js("document.querySelectorAll('tbody tr').length") == 3  # it opens on the table's own metric
@@ -359,6 +360,7 @@ def test_it_opens_without_a_complaint_and_texts_stay_texts(page):
     assert page.js("document.querySelectorAll('main > section').length") == 1
 
 
+@pytest.mark.slow
 def test_a_click_sorts_and_another_turns_the_order(page):
     page.js(f"{MEAN}.click()")
     assert page.js(CELLS.format(4)) == ["1", "2", "3"]
@@ -368,6 +370,7 @@ def test_a_click_sorts_and_another_turns_the_order(page):
     assert page.js("document.querySelectorAll('[aria-sort]:not([aria-sort=none])').length") == 1
 
 
+@pytest.mark.slow
 def test_the_keyboard_sorts_and_its_focus_is_seen(page):
     page.js(f"{MEAN}.focus()")
     page.press("Enter", "\r")
@@ -377,6 +380,7 @@ def test_the_keyboard_sorts_and_its_focus_is_seen(page):
     assert page.js("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+@pytest.mark.slow
 def test_rows_come_fifty_at_a_time_and_the_filter_wants_all_words(page):
     page.js(CHOOSE.format(1, "'mse'"))
     count = "document.querySelectorAll('tbody tr').length"
@@ -393,6 +397,7 @@ def test_rows_come_fifty_at_a_time_and_the_filter_wants_all_words(page):
     assert (len(means), means) == (11, sorted(means))
 
 
+@pytest.mark.slow
 def test_a_row_shows_the_command_behind_it(page):
     page.js("document.querySelector('tbody .link').click()")
     assert page.js("document.querySelector('code').textContent").startswith("python ablate.py --samples 4")
@@ -400,6 +405,7 @@ def test_a_row_shows_the_command_behind_it(page):
     assert page.js("document.querySelector('code')") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_the_page_is_never_wider_than_the_screen(page, width):
     page.width(width)
@@ -407,6 +413,7 @@ def test_the_page_is_never_wider_than_the_screen(page, width):
     assert page.js("document.querySelector('table').offsetWidth > 0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_contrast_enough(page, scheme):
     page.media(prefers_color_scheme=scheme)
@@ -415,6 +422,7 @@ def test_every_text_has_contrast_enough(page, scheme):
     assert ratio >= 4.5, where
 
 
+@pytest.mark.slow
 def test_films_stand_still_where_motion_is_not_wanted(page):
     page.media(prefers_color_scheme="light", prefers_reduced_motion="reduce")
     page.open(page.js("location.href"))
@@ -428,6 +436,7 @@ def test_films_stand_still_where_motion_is_not_wanted(page):
     assert page.js(moving)
 
 
+@pytest.mark.slow
 def test_dark_follows_the_system_and_the_toggle_which_is_remembered(page):
     """The last test of the small page, as what it leaves behind is remembered."""
     ground = "getComputedStyle(document.body).backgroundColor"
