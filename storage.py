@@ -97,6 +97,11 @@ def load_checkpoint(path):
     return state
 
 
+def file_of(path):
+    """The file with the weights of a run folder, or the file itself."""
+    return path if path.is_file() else path / "ckpt/best.pt"
+
+
 def model_in(state):
     """(name, settings, weights) of a checkpoint of train.py; name and settings are None for a bare state dict."""
     made, weights = state.get("architecture"), state.get("model", state)
@@ -266,8 +271,9 @@ class Records:
 
     def __init__(self, folder, experiment, options, device, file=FILE):
         self.path = Path(folder) / file
-        write_atomically(self.path.with_name(".probe"), "")  # fails now, not after an hour of measuring
-        self.path.with_name(".probe").unlink()
+        probe = self.path.with_name(f".probe-{os.getpid()}")  # others may begin here at the same moment
+        write_atomically(probe, "")  # fails now, not after an hour of measuring
+        probe.unlink()
         self.common = {"experiment": experiment, "options": plain_options(options)}
         self.origin = {"commit": commit(), "versions": versions(), "device": device_name(device)}
         self.started = time.perf_counter()

@@ -200,3 +200,18 @@ def test_halved_weights_take_half_the_room_and_load():
     assert weights["weight"].dtype == torch.float16
     assert storage.load_weights(model, weights).weight.dtype == torch.float32
     assert torch.allclose(model.weight, torch.tensor([1.0, 1 / 3, 70.0]), rtol=1e-3)
+
+
+def test_another_process_may_begin_to_record_at_the_same_moment(tmp_path, monkeypatch):
+    """It begins, and is through, just when this one has seen that it can write."""
+    write, others = storage.write_atomically, iter([-1])
+
+    def then_another(path, data):
+        write(path, data)
+        for process in others:
+            monkeypatch.setattr(storage.os, "getpid", lambda process=process: process)
+            storage.Records(tmp_path, "x", {}, torch.device("cpu"))
+
+    monkeypatch.setattr(storage, "write_atomically", then_another)
+    storage.Records(tmp_path, "x", {}, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
