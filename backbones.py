@@ -331,6 +331,11 @@ def load_torchvision(model, path):
     return load_weights(model, {key: value for key, value in weights.items() if value is not None})
 
 
+def classes_in(weights):
+    """How many classes published weights tell apart, by the last layer's bias; 0 if they end with something else."""
+    return (*getattr(list(weights.values())[-1], "shape", ()), 0)[0]
+
+
 # --- by name ------------------------------------------------------------------------------------
 
 BACKBONES = {"small": SmallResNet, "bit": BiT}

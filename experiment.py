@@ -56,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the options)")
 
 
-def _unpack(hint):
+def rule_of(hint):
     """An annotation as (type, Check or None, choices or None, may be None, is a list)."""
     optional = many = False
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -106,7 +106,7 @@ def parse_options(script, argv):
     parser = _Parser(_name(script), description=script.__doc__, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(script, include_extras=True)
-    rules = {name: _unpack(hint) for name, hint in hints.items() if name.isupper()}
+    rules = {name: rule_of(hint) for name, hint in hints.items() if name.isupper()}
     for name, (kind, check, choices, _, many) in rules.items():
         default = getattr(script, name)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default

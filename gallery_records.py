@@ -103,9 +103,7 @@ def groups(records):
         seed, setting = seed_of(record), record["setting"]
         unit = (seed, *(setting.get(name) for name in REPEATED))
         kept = {name: value for name, value in setting.items() if name not in REPEATED}
-        key = json.dumps([str(record["file"].parent), *(record[name] for name in ("experiment", "arm", "split",
-                          "metric")), kept, common(record)], sort_keys=True)  # fmt: skip
-        copies = found.setdefault(key, [])
+        copies = found.setdefault(key_of(record, record["metric"], kept), [])
         group = next((group for group in copies if unit not in group.values), None)
         if group is None:
             group = Group(record, kept)
@@ -115,6 +113,12 @@ def groups(records):
         if record["seed"] < group.first["seed"]:
             group.first = record
     return with_halves([group for copies in found.values() for group in copies])
+
+
+def key_of(record, metric, setting):
+    """What repetitions of a measurement share, as a text; metric: the record's own, or another one beside it."""
+    return json.dumps([str(record["file"].parent), record["experiment"], record["arm"], record["split"], metric,
+                       setting, common(record)], sort_keys=True)  # fmt: skip
 
 
 def seed_of(record):
@@ -151,11 +155,7 @@ def is_digest(value):
 
 def with_halves(found):
     """Groups with the records of half intervals, metric "x half", folded into those that they belong to."""
-    def place(group, metric):
-        first = group.first
-        return json.dumps([str(first["file"].parent), first["experiment"], first["arm"], first["split"], metric,
-                           group.setting, common(first)], sort_keys=True)  # fmt: skip
-
+    place = lambda group, metric: key_of(group.first, metric, group.setting)
     own = {place(group, group.first["metric"]): group for group in found}
     rest = []
     for group in found:

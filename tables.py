@@ -64,10 +64,21 @@ def mean(records, key="seed", **wanted):
     return mean_of(values(records, key, **wanted).values())
 
 
+def differences(one, other, scale=1):
+    """Those of two {key: value}, over the keys that both have."""
+    return [scale * (one[name] - other[name]) for name in one if name in other]
+
+
+def difference(one, other, scale=1):
+    """The Mean of one minus other over the keys that both {key: value} have; None if they share none."""
+    both = differences(one, other, scale)
+    return mean_of(both) if both else None
+
+
 def paired(records, arm, against, key="seed", **wanted):
     """Mean, over the keys that both arms have, of arm minus against."""
     a, b = values(records, key, arm=arm, **wanted), values(records, key, arm=against, **wanted)
-    return mean_of(a[name] - b[name] for name in a if name in b)
+    return mean_of(differences(a, b))
 
 
 def verdict(difference):

@@ -71,6 +71,21 @@ def passes(source, size, start=0):
         number, done = number + 1, 0
 
 
+class Coming:
+    """The batches of a training that may begin at any step.
+
+    batches: a function from the number of a step to an iterator from that step on; it is asked at the first batch.
+    """
+
+    def __init__(self, batches):
+        self.batches, self.iterator = batches, None
+
+    def __call__(self, number):
+        """The batch of step `number`, the next one after that of the call before."""
+        self.iterator = self.iterator or self.batches(number)
+        return next(self.iterator)
+
+
 class Game:
     """Networks by name, an Adam for each, running averages of some.
 

@@ -61,9 +61,9 @@ def generation(model, batch, context, seed):
     return Side(lambda n: [source.chunk(number, batch) for number in range(n)], batch)
 
 
-def patches(model, batch, seed, looped):
-    """A Side: texture grids of a batch, at once, or image after image and patch after patch."""
-    side, stream = model.resolution, experiment.generator(seed, "patches")
+def patches(side, batch, seed, looped):
+    """A Side: texture grids of a batch of so many pixels a side, at once, or image after image, patch after patch."""
+    stream = experiment.generator(seed, "patches")
     images, masks = torch.rand(batch, 3, side, side), torch.rand(batch, 1, side, side)
     settings = train_objects.PRESETS["objects64"]["patches"]
     make = one_by_one if looped else losses.texture_grids
@@ -90,9 +90,9 @@ def cases(config, saliency, batch, seed, device, tries_compile):
     model = functools.partial(model_of, config, saliency, seed, device)
     train = lambda context, compiled=False, **how: training(model(**how), batch, context, device, seed, compiled)
     make = lambda context, **how: generation(model(**how), batch, context, seed)
+    grids = functools.partial(patches, biggan.CONFIGS[config].resolution, batch, seed)
     found = {
-        "texture patches": ("image after image", lambda: patches(model(), batch, seed, looped=False),
-                            lambda: patches(model(), batch, seed, looped=True)),
+        "texture patches": ("image after image", lambda: grids(looped=False), lambda: grids(looped=True)),
         "channels-last, training": ("without", lambda: train(plain), lambda: train(plain, channels_last=False)),
         "channels-last, generation": ("without", lambda: make(plain), lambda: make(plain, channels_last=False)),
     }  # fmt: skip
@@ -125,6 +125,7 @@ def main(config, u2net, batch, repeats, steps, compile, seed, device, results):
     storage.one_of(biggan.CONFIGS, "BigGAN", config)
     options = {"config": config, "u2net": u2net, "batch": batch, "repeats": repeats, "steps": steps}
     tries, lines = device.type == "cuda" if compile is None else compile, []
+    rate_in = functools.cache(lambda dtype: matrix_rate(device, dtype, repeats))
     for name, (against, ours, other) in cases(config, u2net, batch, seed, device, tries).items():
         mine, records = ours(), storage.Records(results, "cgn.bench_objects", options | {"baseline": against}, device)
         ratio, here, there = compare(mine, other(), steps, repeats, device)
@@ -132,7 +133,7 @@ def main(config, u2net, batch, repeats, steps, compile, seed, device, results):
         if not name.startswith("texture"):
             dtype = torch.float32 if name.startswith("channels") else torch.bfloat16
             rate = operations(mine) * here / batch
-            found |= {"operations_a_second": rate, "share_of_matrix_rate": rate / matrix_rate(device, dtype, repeats)}
+            found |= {"operations_a_second": rate, "share_of_matrix_rate": rate / rate_in(dtype)}
         for metric, value in found.items():
             records.add(f"objects, {name}", config, metric, value, steps * batch, seed)
         records.save()

@@ -58,17 +58,15 @@ class Game(trainer.Game):
     def __init__(self, model, lr, real, counterfactual, ratio, device, context, seed):
         super().__init__({"ensemble": model}, {"ensemble": lr}, BETAS, context, seed, ("ensemble",))
         self.model, self.device, self.ratio = model, device, ratio
-        self.sources = {"real": real, "counterfactual": counterfactual}
-        self.coming = {}
+        sources = {"real": real, "counterfactual": counterfactual}
+        self.coming = {kind: trainer.Coming(source) for kind, source in sources.items() if source is not None}
 
     def step(self, number):
         terms = {}
         self.model.train()
-        for kind, source in self.sources.items():
-            if source is not None:
-                self.coming[kind] = self.coming.get(kind) or source(number)
-                images, labels, *_ = next(self.coming[kind])
-                terms[kind] = getattr(self, kind)(images.to(self.device), labels.to(self.device).long())
+        for kind, coming in self.coming.items():
+            images, labels, *_ = coming(number)
+            terms[kind] = getattr(self, kind)(images.to(self.device), labels.to(self.device).long())
         weights = {"counterfactual": self.ratio}
         self.move("ensemble", sum(weights.get(kind, 1.0) * value for kind, value in terms.items()))
         self.follow(number)

@@ -180,8 +180,7 @@ def of_torchvision(name, weights, device):
     if weights is None and name not in fetch.MANIFEST:
         raise UserError(f"--classifier {name} needs --weights, the .pth file that torchvision publishes for it")
     weights = weights or fetch.path_of(name)
-    last = list(storage.load_checkpoint(weights).values())[-1]
-    classes = (*getattr(last, "shape", ()), 0)[0]
+    classes = backbones.classes_in(storage.load_checkpoint(weights))
     if not classes:
         raise UserError(f"{weights} does not end with the last layer of {name}: it is no file of its weights")
     network = backbones.load_torchvision(backbones.build(name, classes), weights).eval()

@@ -156,7 +156,7 @@ def main(run, classes, truncation, sheets, size, factual, shards, shard, files, 
         return
     context = functools.partial(experiment.autocast, device, dtype)
     source = Source(model, truncation, seed, shard, shards, factual, context)
-    weights = storage.digest(run if run.is_file() else run / "ckpt/best.pt")
+    weights = storage.digest(storage.file_of(run))
     about = {"run": str(run), "weights": weights, "truncation": truncation, "factual": factual, "seed": seed,
              "shard": shard, "shards": shards, "dtype": str(dtype)}  # fmt: skip
     part = size // shards + (shard < size % shards)

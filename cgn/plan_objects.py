@@ -19,22 +19,26 @@ FOLDERS = ("in9", "cue_conflict", "ood", "val")  # options of cgn.evaluate that 
 SEGMENTER = "runs/u2net64_objects64_seed1"  # the judge of masks, by default of cgn.score_objects
 
 
-def suffixed(name, seed):
-    """runs/NAME of seed 0, which is kept, and of others."""
-    return f"runs/{name}" if not seed else f"runs/retrained/{name}_seed{seed}"
+def run_of(name, seed, compared=False):
+    """The run folder of a seed; compared: one that is not kept, even of seed 0."""
+    return f"runs/{'retrained/' * (compared or seed > 0)}{name}{ending(seed)}"
+
+
+def ending(seed):
+    return f"_seed{seed}" if seed else ""
 
 
 def cgn_of(seed, left_out=None):
     name = "cgn_objects64" + (f"_without_{left_out}" if left_out else "")
-    return suffixed(name, seed) if not left_out else f"runs/retrained/{name}" + (f"_seed{seed}" if seed else "")
+    return run_of(name, seed, compared=left_out is not None)
 
 
 def ensemble_of(on, seed):
-    return suffixed(f"ensemble_{on}", seed)
+    return run_of(f"ensemble_{on}", seed)
 
 
 def set_of(seed):
-    return "data/cgn/objects" + (f"_seed{seed}" if seed else "")
+    return f"data/cgn/objects{ending(seed)}"
 
 
 def commands():

@@ -35,12 +35,12 @@ NEIGHBOUR = "neighbour of the same class"
 MIXED = ("digit in another class's colour", "blue zeros among zeros")
 
 
-def shown(values, digits=3, scale=1):
+def shown(values, digits=3, scale=1, seeds=SEEDS):
     """Mean and half width of a collection; n beside it where it is not that of all seeds."""
     if not values:
         return "–"
     mean = tables.mean_of(scale * value for value in values)
-    return f"{mean:.{digits}f}" + (f" (n = {mean.n})" if mean.n != SEEDS else "")
+    return f"{mean:.{digits}f}" + (f" (n = {mean.n})" if mean.n != seeds else "")
 
 
 percent = functools.partial(shown, digits=1, scale=100)  # of shares

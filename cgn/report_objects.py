@@ -5,10 +5,11 @@ made set of objects; what was measured on ImageNet's folders, with whatever weig
 records are there, and until then a cell that says what it takes.
 """
 
+import functools
 from typing import NamedTuple
 
 import tables
-from cgn import plan_objects
+from cgn import plan_objects, report
 from cgn.report import UNMEASURED
 
 PRESET = "objects64"
@@ -21,8 +22,9 @@ REPLICATED_LOSSES = {None: (156.1, 0.3), "shape": (100.8, 0.3), "texture": (186.
                      "rec": (19.3, 0.4)}  # fmt: skip
 LOSSES = {None: "none", "shape": "shape", "texture": "texture", "background": "background, ground",
           "ground": "ground (ours)", "rec": "reconstruction", "target": "the BigGAN itself"}  # fmt: skip
-SCORED = {"mask iou": (2, 1), "l1 to target": (3, 1), "shape read": (1, PER_CENT), "texture read": (1, PER_CENT),
-          "background read": (1, PER_CENT)}  # columns of ours after score and mean mask: digits, scale
+SCORED = {"inception score": (2, 1), "mean mask": (2, 1), "mask iou": (2, 1),  # columns of ours: digits, scale
+          "l1 to target": (3, 1), "shape read": (1, PER_CENT), "texture read": (1, PER_CENT),
+          "background read": (1, PER_CENT)}  # fmt: skip
 
 # Table 3 of the replication, in per cent: the shape bias of each head, and accuracy on ImageNet (of the replication, on
 # IN-mini; its slides have 58.8, 22.6, 24.7, 56.5 and 79.3 instead).
@@ -46,6 +48,10 @@ ANSWERS = (("real", "mean"), ("both", "mean"), ("both", "shape"), ("counterfactu
 NEEDED = "needs ImageNet"  # in a cell
 
 
+shown = functools.partial(report.shown, seeds=len(plan_objects.SEEDS))
+paired = functools.partial(tables.difference, scale=PER_CENT)  # in points
+
+
 class Cell(NamedTuple):
     """What a cell is of: an arm of train_ensemble, one of its answers, a split, a metric."""
 
@@ -53,14 +59,6 @@ class Cell(NamedTuple):
     head: str
     split: str
     metric: str
-
-
-def shown(values, digits=1, scale=PER_CENT):
-    """Mean and half width of values; n where it is not that of all seeds."""
-    if not values:
-        return "–"
-    mean = tables.mean_of(scale * value for value in values)
-    return f"{mean:.{digits}f}" + (f" (n = {mean.n})" if mean.n != len(plan_objects.SEEDS) else "")
 
 
 # --- claim 2 -----------------------------------------------------------------------------------------------
@@ -94,9 +92,7 @@ def losses_table(records):
         own = found.get(left_out, {})
         if left_out == "target":  # one network: its rows are the same beside every CGN, but for its latents' seed
             own = {metric: dict([next(iter(values.items()))]) for metric, values in own.items()}
-        of = lambda metric, digits, scale=1, own=own: shown(own.get(metric, {}).values(), digits, scale)
-        lines.append([name, *published, of("inception score", 2), of("mean mask", 2),
-                      *(of(metric, *how) for metric, how in SCORED.items())])
+        lines.append([name, *published, *(shown(own.get(metric, {}).values(), *how) for metric, how in SCORED.items())])
     header = ["left out", "paper: score", "mask", "replication: score", "mask", "ours: score", "mask", "mask IoU",
               "L1", "shape read, %", "texture read, %", "background read, %"]
     return tables.markdown(header, lines)
@@ -146,7 +142,7 @@ def on_folders(records, split, metric, head):
 
 
 def of(found, *key):
-    return shown(found.get(Cell(*key), {}).values())
+    return shown(found.get(Cell(*key), {}).values(), digits=1, scale=PER_CENT)
 
 
 def table_3(records):
@@ -236,12 +232,6 @@ def claims(records):
         said.append(f"The shape's head is more biased to shape than the texture's: "
                     f"{tables.judge(bias, 'higher', points(bias))}")
     return " ".join(said) or UNMEASURED
-
-
-def paired(one, other):
-    """Mean, in points, of the differences over the seeds that both have; None if they share none."""
-    both = sorted(one.keys() & other.keys())
-    return tables.mean_of(PER_CENT * (one[seed] - other[seed]) for seed in both) if both else None
 
 
 def points(difference):

@@ -33,6 +33,7 @@ import torchvision
 from torch import nn
 from tqdm import tqdm
 
+import backbones
 import experiment
 import storage
 import tables
@@ -181,11 +182,6 @@ def summed_up(seen, splits):
 # --- networks ----------------------------------------------------------------------------------------------
 
 
-def file_of(path):
-    """The file with the weights of a run folder, or the file itself."""
-    return path if path.is_file() else path / "ckpt/best.pt"
-
-
 def is_there(option, given, default):
     """Whether to use a network; not if it is none, or the default one and was not made yet: that is said.
 
@@ -216,7 +212,7 @@ def target_of(path, model, device):
         if getattr(made.config, name) != getattr(model, name):
             raise UserError(f"--target {path} is of {name} {getattr(made.config, name)}, and the CGN of "
                             f"{getattr(model, name)}: name the BigGAN that the CGN was trained from, or none")
-    return made, file_of(path)
+    return made, storage.file_of(path)
 
 
 def heads_of(option, path, classes, device):
@@ -229,8 +225,7 @@ def heads_of(option, path, classes, device):
 def torchvision_of(name, weights, classes, device):
     """A classifier of torchvision with the weights of a file; UserError if they are others', or of other classes."""
     given = storage.load_checkpoint(weights)
-    last = list(given.values())[-1]  # the bias of the last layer
-    fits("classifier", name, (*getattr(last, "shape", ()), 0)[0], classes)
+    fits("classifier", name, backbones.classes_in(given), classes)
     how = {"transform_input": True, "init_weights": False} if name in INCEPTIONS else {}
     network = torchvision.models.get_model(name, weights=None, num_classes=classes, **how)
     counts = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
@@ -246,7 +241,7 @@ def classifier_of(classifier, weights, classes, device):
         network = heads_of("classifier", path, classes, device)
         mean = Answer(network, lambda logits: ensemble.answers(logits)["mean"])
         return functools.partial(scores.class_probabilities, mean, side=network.settings["side"],
-                                 normalise=False), file_of(path)  # fmt: skip
+                                 normalise=False), storage.file_of(path)  # fmt: skip
     known = classifier.replace("_", "-")
     weights = fetch.path_of(known) if weights is None and known in fetch.MANIFEST else weights
     if weights is None or classifier not in torchvision.models.list_models(module=torchvision.models):
@@ -261,7 +256,8 @@ def reading_of(path, classes, device):
     network = heads_of("reader", path, classes, device)
     heads = Answer(network, lambda logits: logits.transpose(1, 2))  # (B, classes, 3)
     side = network.settings["side"]
-    return lambda images: scores.class_probabilities(heads, images, side, normalise=False).argmax(1), file_of(path)
+    read = lambda images: scores.class_probabilities(heads, images, side, normalise=False).argmax(1)
+    return read, storage.file_of(path)
 
 
 def finding_of(path, model, device):
@@ -271,7 +267,7 @@ def finding_of(path, model, device):
     if own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own):
         raise UserError(f"--segmenter {path} is the network that the CGN was trained with, and no judge of its masks: "
                         "train one with another seed")
-    return network.saliency, file_of(path)
+    return network.saliency, storage.file_of(path)
 
 
 def inside(context, function):
@@ -330,11 +326,12 @@ def main(run, target, classifier, weights, reader, segmenter, count, splits, tru
     device = experiment.pick_device(device)
     context = experiment.in_precision(device, precision)
     model, published = objects.load(run, device), run.suffix == ".pth"
-    trained = None if published else storage.load_checkpoint(file_of(run)).get("options", {})
+    file = storage.file_of(run)
+    trained = None if published else storage.load_checkpoint(file).get("options", {})
     if hasattr(model, objects.TARGET) and str(target) != "none":
         target = run
     tools, used = instruments(model, target, classifier, weights, reader, segmenter, device, context)
-    options = {"run": run.resolve().name, "weights": storage.digest(file_of(run)), "trained": trained} | used | {
+    options = {"run": run.resolve().name, "weights": storage.digest(file), "trained": trained} | used | {
         "count": count, "splits": splits, "truncation": truncation, "seed": seed, "precision": precision}  # fmt: skip
     records = storage.Records(results, "score_objects", options, device)
     arm, split = arm_of(trained), (trained or {}).get("preset") or model.settings["config"]

@@ -55,11 +55,10 @@ class Game(trainer.Game):
         rates = {"generator": lr, "discriminator": lr_discriminator}
         super().__init__(networks, rates, BETAS, context, seed, ("generator",), fabric=fabric)
         self.generator, self.discriminator = networks.values()
-        self.batches, self.device, self.coming = batches, device, None
+        self.device, self.coming = device, trainer.Coming(batches)
 
     def step(self, number):
-        self.coming = self.coming or self.batches(number)
-        images, labels, _ = next(self.coming)
+        images, labels, _ = self.coming(number)
         labels = labels if labels.ndim == 1 else labels[:, 0]  # the made set has three labels; the object's is first
         dim = self.generator.config.latent
         latents = biggan.truncated_noise(len(images), dim, 1.0, self.stream("latents", number))

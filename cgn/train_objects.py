@@ -1,7 +1,7 @@
 """Teach three BigGANs to be the mechanisms of a CGN: shape, object texture, background (README, part 5).
 
     python -m cgn.train_objects     # objects64; 4 min on 2 cores, after train_gan and train_saliency
-    python -m cgn.train_objects --preset paper --generator data/weights/biggan-deep-256.bin \
+    python -m cgn.train_objects --preset paper --generator data/weights/biggan-deep-256-pytorch_model.bin \
         --saliency data/weights/u2net.pth --features vgg16    # ImageNet, 256 pixels; published: 12 hours of a GPU
     torchrun --nproc-per-node 4 -m -- cgn.train_objects --preset code ...    # --nnodes 2 for two machines
 

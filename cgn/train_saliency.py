@@ -46,11 +46,10 @@ class Game(trainer.Game):
         with experiment.seeded(seed, "initialisation"):
             network = u2net.build(model).to(device, memory_format=torch.channels_last)
         super().__init__({"saliency": network}, {"saliency": lr}, BETAS, context, seed, ("saliency",))
-        self.network, self.batches, self.device, self.coming = network, batches, device, None
+        self.network, self.device, self.coming = network, device, trainer.Coming(batches)
 
     def step(self, number):
-        self.coming = self.coming or self.batches(number)
-        images, _, masks = next(self.coming)
+        images, _, masks = self.coming(number)
         images = self.network.standardised(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         self.network.train()
         with self.context():

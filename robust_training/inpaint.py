@@ -103,11 +103,10 @@ class Game(trainer.Game):
         super().__init__(networks, {"generator": lr, "critics": CRITICS_RATE * lr}, (0.5, 0.99), context, seed,
                          ("generator",))  # fmt: skip
         self.generator, self.critics, self.adversary = *networks.values(), adversary
-        self.batches, self.device, self.coming = batches, device, None
+        self.device, self.coming = device, trainer.Coming(batches)
 
     def step(self, number):
-        self.coming = self.coming or self.batches(number)
-        return self.play(next(self.coming).to(self.device), number)
+        return self.play(self.coming(number).to(self.device), number)
 
     def play(self, batch, number):
         """One step of both sides; returns {term: value}, empty where no image has room for a hole."""

@@ -61,9 +61,7 @@ def cell(values, name):
 
 def difference(found, arm, against, key=ACCURACY):
     """Mean over the seeds that both have of one arm minus another, in points; None if they share none."""
-    own, other = (found.get(name, {}).get(key, {}) for name in (arm, against))
-    both = sorted(own.keys() & other.keys())
-    return tables.mean_of(100 * (own[seed] - other[seed]) for seed in both) if both else None
+    return tables.difference(*(found.get(name, {}).get(key, {}) for name in (arm, against)), scale=100)
 
 
 def signed(mean):

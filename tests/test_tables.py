@@ -79,3 +79,10 @@ def test_blocks_are_filled_between_their_markers_and_nowhere_else(tmp_path):
     assert path.read_text() == ("before\n<!-- one -->\nnew \\1\n<!-- end -->\nmiddle\n<!-- two -->\nb\n<!-- end -->\n")
     with pytest.raises(UserError, match="three"):
         tables.update(path, {"three": ""})
+
+
+def test_differences_are_over_what_both_have():
+    one, other = {0: 0.7, 1: 0.9, 5: 1.0}, {0: 0.5, 1: 0.5, 2: 0.1}
+    assert tables.differences(one, other) == pytest.approx([0.2, 0.4])
+    assert tables.difference(one, other, scale=100).mean == pytest.approx(30)
+    assert tables.difference(one, {7: 1.0}) is None

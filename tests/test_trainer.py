@@ -143,3 +143,15 @@ def test_a_training_that_cannot_begin_does_not_keep_its_folder(tmp_path):
     assert trainer.train(tmp_path / "run", {"steps": 3, "images": "some"}, Course)[1]
     with pytest.raises(UserError, match="was made with images=some"):
         trainer.train(tmp_path / "run", {"steps": 3, "images": "none"}, Empty)
+
+
+def test_what_is_coming_begins_at_the_step_that_is_asked_for_first():
+    asked = []
+
+    def batches(start):
+        asked.append(start)
+        yield from range(start, 9)
+
+    coming = trainer.Coming(batches)
+    assert [coming(5), coming(6), coming(7)] == [5, 6, 7]
+    assert asked == [5]
