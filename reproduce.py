@@ -227,6 +227,7 @@ def robust_lines(steps):
 def readme_blocks():
     """{name of a generated block: its content}, from the committed records."""
     ablation, construction, finetuning = (needed(FULL[name]) for name in ("ablate", "constructive", "targeted"))
+    of_cgns = storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)
     cells = {cell: needed(FULL[" ".join(("latent", *cell))]) for cell in counterfactual_report.CELLS}
     return {
         "part 1": ablate.table(ablation),
@@ -242,8 +243,8 @@ def readme_blocks():
         **{f"part 4 {data}": counterfactual_report.table(cells, data) for data in ("mnist", "strokes", "crowds")},
         "part 4 claims": counterfactual_report.claims(cells),
         "part 4 helix": counterfactual_report.helix_table(needed(FULL["helix"])),
-        **report.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
-        **report_objects.blocks(storage.read_lines(Path(report.FOLDER) / storage.Records.FILE)),
+        **report.blocks(of_cgns),
+        **report_objects.blocks(of_cgns),
         **robust_report.blocks(robust_report.read()),
         "training": training_table(),
         "reliability": reliability_table(storage.read_lines("results/reliability/metrics.jsonl")),

@@ -12,6 +12,7 @@ import experiment
 import reproduce
 import storage
 import tables
+from cgn import fetch
 from experiment import UserError
 from steps import Step
 
@@ -108,6 +109,14 @@ def test_every_readme_command_parses(command):
     words = [word for word in shlex.split(command)[1:] if word != "-m"]
     script = importlib.import_module(words[0].removesuffix(".py"))
     assert experiment.parse_options(script, words[1:])
+
+
+def test_readme_commands_look_for_data_where_fetch_puts_it():
+    kept = {f"data/{artefact.to}" for artefact in fetch.MANIFEST.values()}
+    named = {word for command in commands() for word in shlex.split(command) if word.startswith("data/")}
+    wanted = {word.removesuffix("/val") for word in named if not word.startswith("data/cgn/")}
+    assert "data/bg_challenge/test" in wanted
+    assert wanted <= kept
 
 
 def test_there_are_readme_commands_for_every_script():
