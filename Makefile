@@ -3,7 +3,7 @@
 #   make test       the tests that fit into a few minutes; `make test-all` adds the slow ones
 #   make reproduce  the full setting: every committed figure, record and README table
 #   make gallery    results/index.html: every figure and record on one page, for a browser
-#   make bench      speed ratios, both sides measured in one run
+#   make bench      speed ratios, both sides measured in one run, and what work costs as it grows
 #   make lint       style
 #   make demo       a page to play with the models: http://127.0.0.1:7860
 
@@ -33,6 +33,7 @@ bench: setup
 	$(PY) -m cgn.bench --results results/quick/bench
 	$(PY) -m cgn.bench_objects --results results/quick/bench
 	$(PY) -m robust_training.bench --results results/quick/bench
+	$(PY) growth.py --results results/quick/growth
 
 lint: .venv/installed
 	$(PY) -m ruff check .

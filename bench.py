@@ -62,10 +62,8 @@ def compare(ours, baseline, repeats, device):
     return statistics.median(b[0] / a[0] for a, b in pairs), statistics.median(a[0] for a, _ in pairs), gap
 
 
-def counterfactuals(images, steps, device):
+def searches(model, classifier, images, steps):
     """(ours, the baseline): the search from the images in one batch, and from one after another; both give images."""
-    model, _ = train.load(recipes.run_of("realnvp", "mnist"), "realnvp", "mnist", device)
-    classifier = train.load_classifier(recipes.run_of("mnist_cnn", "mnist"), device)
     for network in (model, classifier):
         network.requires_grad_(False)
     with torch.no_grad():
@@ -73,6 +71,12 @@ def counterfactuals(images, steps, device):
     goal = search.ClassGoal(classifier, targets, 1.0)  # never reached: both sides take all steps
     find = lambda batch: search.from_images(images, model, goal, steps, 5e-2, batch=batch)[0].images
     return lambda: find(len(images)), lambda: find(1)
+
+
+def counterfactuals(images, steps, device):
+    """The two sides of a search in the RealNVP of part 4."""
+    model, _ = train.load(recipes.run_of("realnvp", "mnist"), "realnvp", "mnist", device)
+    return searches(model, train.load_classifier(recipes.run_of("mnist_cnn", "mnist"), device), images, steps)
 
 
 def main(run, digits, strength, images, steps, repeats, device, results):

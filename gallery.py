@@ -97,12 +97,13 @@ PARTS = (
          (Table("Accuracy, calibration, saliency", "robust_training", ("train",), ("flip", "accuracy"), False),
           Table("Reliability by confidence", "robust_training", ("train",), ("flip", ""), True),
           Table("Filling a hole in the background", "robust_training", ("inpaint",)))),
-    Part("speed", "", "Speed and training",
-         "How fast the code is beside what it replaces, both measured in one run, and how the models of parts 1 to 4 "
-         "were trained.", "",
+    Part("speed", "", "Speed, training, reliability",
+         "How fast the code is beside what it replaces, both measured in one run, what it costs as work grows, how the "
+         "models of parts 1 to 4 were trained, and what held when runs were killed and commands were wrong.", "",
          (Table("Speed", "bench", ("bench", "cgn.bench", "cgn.bench_objects", "robust_training.bench"),
                 ("", "speedup")),
-          Table("Training", "train", ("train",)))),
+          Table("As the work grows", "growth", ("growth",)), Table("Training", "train", ("train",)),
+          Table("Interruptions and mistakes", "reliability", ("reliability",)))),
 )  # fmt: skip
 ORDER = ("remove", "add", "pick", "latent", "digits", "objects", "robust", "speed")  # on the page
 
@@ -113,6 +114,7 @@ KINDS = {"gradcam": "Grad-CAM maps of a classifier", "tsne": "t-SNE of a classif
          "path": "From the image to its counterfactual, animated", "examples": "Images and their counterfactuals",
          "targets": "One image turned into every class", "inpainting": "Holes in the ground and what fills them",
          "splits": "Images of every test split", "fractions": "Error against the share of samples kept",
+         "growth": "Ours and the plain way as the work grows",
          "classes": "One class going over to another, animated"}  # by the first word of a figure's name
 
 

@@ -18,6 +18,7 @@ temporary folder and on the CPU. Children note what they write to (reliability_r
 """
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -330,19 +331,22 @@ def main(checks, kinds, kills, inputs, pairs, seed, results):
             raise UserError(f"--{name} names nothing to try")
     for kind in kinds:
         storage.one_of(runs.TRAININGS, "small training", kind)
-    options = {"checks": checks, "kinds": kinds, "kills": kills, "inputs": inputs, "pairs": pairs, "seed": seed}
-    tally = Tally()
-    (save := lambda: tally.record(results, options))()  # a folder that cannot be written fails now
+    options = {"kinds": kinds, "kills": kills, "inputs": inputs, "pairs": pairs, "seed": seed}
+    storage.Records(results, "reliability", options, torch.device("cpu"))  # a folder that cannot be written fails now
+    rows, broken = [], 0
     with tempfile.TemporaryDirectory(prefix="reliability_") as folder:
         (folder := Path(folder)).chmod(0o755)  # for a child that is not root
         wholes = Wholes(folder / "whole")
         for name in checks:
             (folder / name).mkdir()
+            tally = Tally()
+            save = functools.partial(tally.record, results, {"checks": (name,)} | options)
             CHECK_OF[name](tally, wholes, folder / name, SimpleNamespace(**options, save=save))
-            rows = save()  # what was tried is kept, should a later check be interrupted
+            rows += save()  # what was tried is kept, should a later check be interrupted
+            broken += len(tally.broken)
     print(tables.markdown(["tried", "on", "promise", "held"], rows))
-    if tally.broken:
-        print(f"reliability.py: {len(tally.broken)} times a promise did not hold: see above", file=sys.stderr)
+    if broken:
+        print(f"reliability.py: {broken} times a promise did not hold: see above", file=sys.stderr)
         sys.exit(1)
 
 

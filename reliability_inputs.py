@@ -26,7 +26,7 @@ SCRIPTS = ("train", "ablate", "constructive_counterfactuals", "targeted_finetuni
            "cgn.stylise", "cgn.train_gan", "cgn.train_saliency", "cgn.train_objects", "cgn.generate_objects",
            "cgn.train_ensemble", "cgn.score_objects", "cgn.evaluate", "robust_training.digits",
            "robust_training.fetch", "robust_training.inpaint", "robust_training.train", "robust_training.bench",
-           "robust_training.show")  # fmt: skip
+           "robust_training.show", "growth")  # fmt: skip
 TRAINING = ("train", "cgn.train", "cgn.train_gan", "cgn.train_saliency", "cgn.train_objects", "cgn.train_ensemble",
             "robust_training.inpaint", "robust_training.train")  # whose --run is where they write
 SMALL = {"steps": 1, "epochs": 1, "n": 64, "n_validation": 32, "batch": 4}  # of a line before its mistake
@@ -45,6 +45,10 @@ READS = (
     ("cgn.train_objects", "--generator {file}"), ("cgn.train_objects", "--generator {run}"),
     ("cgn.train_objects", "--saliency {file}"), ("cgn.generate_objects", "--run {run}"),
     ("cgn.generate_objects", "--run {file}"), ("cgn.score_objects", "--run {run}"),
+    ("cgn.score_objects", "--target {run}"), ("cgn.score_objects", "--reader {run}"),
+    ("cgn.score_objects", "--segmenter {file}"), ("cgn.score_objects", "--classifier {run}"),
+    ("cgn.score_objects", "--classifier resnet18 --weights {file}"), ("cgn.analyse", "--run {run}"),
+    ("cgn.explain", "--run {run} --classifier runs/mnist_cnn/ckpt/best.pt"),
     ("cgn.train_ensemble", "--on real --backbone resnet18 --weights {file}"), ("cgn.evaluate", "--run {run}"),
     ("cgn.evaluate", "--classifier resnet18 --weights {file}"), ("robust_training.train", "--weights {file}"),
     ("robust_training.train", "--inpaint cagan --inpainter {run}"),
@@ -115,7 +119,7 @@ def _refused(kind, check, text):
 def rules_of(script):
     """{option: what it accepts} of a script."""
     hints = typing.get_type_hints(importlib.import_module(script), include_extras=True)
-    return {name: experiment._unpack(hint) for name, hint in hints.items() if name.isupper()}
+    return {name: experiment.rule_of(hint) for name, hint in hints.items() if name.isupper()}
 
 
 def of_options(script):

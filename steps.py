@@ -71,6 +71,9 @@ FULL |= {f"robust_training.train {words}": Step("robust_training.train", tuple(w
          for words in robust_plan.everything()}
 FULL |= {"robust_training.show": Step("robust_training.show", (), PART_6),
          "robust_training.bench": Step("robust_training.bench", (), "results/bench")}  # fmt: skip
+FULL["growth"] = Step("growth", (), "results/growth")
+FULL |= {f"reliability, {check}": Step("reliability", ("--checks", check), "results/reliability")
+         for check in ("killed", "inputs", "code", "full", "together", "again", "crashed")}  # fmt: skip
 QUICK_RUN = ("--run", "runs/quick/vae_512_no0")
 
 

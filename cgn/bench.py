@@ -89,21 +89,28 @@ def recomputing(variant, opacities, context, seed):
     return side
 
 
-def cases(device, precision, seed):
-    """{what: (against what, our Side, the baseline's Side)}."""
+def generating(name, context, size, device, seed, **settings):
+    """Counterfactuals of a generator with random weights, `size` of them in a repetition."""
+    with experiment.seeded(seed, "bench"):
+        generator = mechanisms.build(name, **settings).to(device).eval().requires_grad_(False)
+    source = generate.Source(generator, device, seed, context=context)
+    return Side(lambda n: [datasets.to_bytes(source.chunk(number, size)[0]) for number in range(n)], size)
+
+
+def material(device, seed):
+    """(wildlife, 2,000 of its shapes, these as images with opacities and labels, as abduction leaves them)."""
     variant = data.Variant("wildlife", device)
     shapes = variant.shapes("train")[:2000]
     scenes = variant.scenes(shapes, experiment.generator(seed, "bench"), spurious=True)
-    opacities = (datasets.to_bytes(scenes.images), shapes.alphas, shapes.labels)
+    return variant, shapes, (datasets.to_bytes(scenes.images), shapes.alphas, shapes.labels)
+
+
+def cases(device, precision, seed):
+    """{what: (against what, our Side, the baseline's Side)}."""
+    variant, shapes, opacities = material(device, seed)
     networks = lambda dtype: functools.partial(experiment.autocast, device, dtype)
     plain, half = networks(torch.float32), networks(torch.bfloat16)
     small, ours = (networks(experiment.precise(device, precision, small)) for small in (True, False))
-
-    def generating(name, context, size, **settings):
-        with experiment.seeded(seed, "bench"):
-            generator = mechanisms.build(name, **settings).to(device).eval().requires_grad_(False)
-        source = generate.Source(generator, device, seed, context=context)
-        return Side(lambda n: [datasets.to_bytes(source.chunk(number, size)[0]) for number in range(n)], size)
 
     def draw(n, stream):
         some = variant.batch(shapes, n, stream)
@@ -114,8 +121,8 @@ def cases(device, precision, seed):
     found = {
         "cgn training": ("the published recipe", cgn(small),
                          game_side("published_cgn", variant, None, plain, seed, 16)[0]),
-        "cgn generation": ("the published generator", generating("cgn", ours, generate.CHUNK),
-                           generating("published_cgn", plain, 100)),
+        "cgn generation": ("the published generator", generating("cgn", ours, generate.CHUNK, device, seed),
+                           generating("published_cgn", plain, 100, device, seed)),
         "cgn classifier": ("the published classifier", classifier(ours),
                            classifier_side("published", 64, draw, plain, device, seed)),
         "statistics measured once": ("of every batch", cgn(small), recomputing(variant, opacities, small, seed)),

@@ -10,6 +10,8 @@ import typing
 import pytest
 from conftest import ROOT, shell
 
+import reliability_inputs
+
 FLOORS = [
     {"experiment"},
     {"storage"},
@@ -48,6 +50,7 @@ FLOORS = [
     {"robust_training.report"},
     {"robust_training.show"},
     {"bench", "steps", "demo_actions"},
+    {"growth"},
     {"gallery_records", "gallery_page"},
     {"gallery"},
     {"reproduce", "demo", "reliability_inputs", "reliability_runs"},
@@ -60,7 +63,7 @@ SCRIPTS = ["datasets", "stand_ins", "public_sets", "train", "ablate", "construct
            "cgn.stylise", "cgn.train_gan", "cgn.train_saliency", "cgn.train_objects", "cgn.generate_objects",
            "cgn.train_ensemble", "cgn.score_objects", "cgn.evaluate", "robust_training.digits", "robust_training.fetch",
            "robust_training.inpaint", "robust_training.train", "robust_training.bench", "robust_training.show", "bench",
-           "reproduce", "gallery", "demo", "reliability"]
+           "growth", "reproduce", "gallery", "demo", "reliability"]
 TAKES_ALL = {"train", "robust_training.train"}  # whose main passes its options on by name
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("cgn/[!_]*.py"), *ROOT.glob("robust_training/[!_]*.py")])
 
@@ -108,6 +111,11 @@ def test_constants_are_the_parameters_of_main(name):
     parameters = inspect.signature(module.main).parameters
     named = {key for key, value in parameters.items() if value.kind is not inspect.Parameter.VAR_KEYWORD}
     assert constants == named or (name in TAKES_ALL and named < constants)
+
+
+def test_mistakes_are_tried_on_every_script():
+    """But on those that run others, or show what they have left."""
+    assert {*reliability_inputs.SCRIPTS} == {*SCRIPTS} - {"reproduce", "gallery", "demo", "reliability"}
 
 
 def test_every_constant_says_why_on_its_line():
