@@ -18,7 +18,6 @@ temporary folder and on the CPU. Children note what they write to (reliability_r
 """
 
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -81,9 +80,8 @@ class Tally:
                  f"{command} ended with {ended.code}: {ended.err}")  # fmt: skip
         self.add(arm, split, UNTOUCHED, not ended.touched, f"{command} wrote: {'; '.join(ended.touched)}")
 
-    def record(self, results, options):
-        """Write the counts, and return the rows of the table."""
-        records, seed = storage.Records(results, "reliability", options, torch.device("cpu")), options["seed"]
+    def record(self, records, seed):
+        """Add the counts to these Records and save them, and return the rows of the table."""
         shares = {names: (held / n, n) for names, (held, n) in self.counts.items()}
         for names, (value, n) in (shares | self.values).items():
             records.add(*names, value, n, seed)
@@ -137,7 +135,6 @@ def check_killed(tally, wholes, folder, o):
             else:  # it was faster than the whole one
                 wholes.seconds[kind] = min(wholes.seconds[kind], child.seconds)
             shutil.rmtree(there)
-        o.save()  # of each kind: there are many, and this takes longest
         if killed < o.kills:
             print(f"{kind}: only {killed} of {o.kills} kills came before the end", file=sys.stderr)
 
@@ -273,6 +270,8 @@ def refuse_writing(tally, kind, wholes, folder):
 def fill_records(tally, wholes, folder, limited):
     """The record of a finished training where the disk has no room for it, beside an earlier one."""
     with contextlib.nullcontext({"room": 2500}) if limited else small_disk(folder / "disk", 8192) as how:
+        if how and not limited:  # nothing was mounted, and in a file of 8192 bytes there is room for the record
+            return
         results = folder / "disk/results"
         file, row = results / storage.Records.FILE, dict.fromkeys(storage.Records.IDENTITY, "")
         storage.write_atomically(file, before := storage.json_line(row | {"options": {}, "arm": "x" * 2000}))
@@ -332,17 +331,16 @@ def main(checks, kinds, kills, inputs, pairs, seed, results):
     for kind in kinds:
         storage.one_of(runs.TRAININGS, "small training", kind)
     options = {"kinds": kinds, "kills": kills, "inputs": inputs, "pairs": pairs, "seed": seed}
-    storage.Records(results, "reliability", options, torch.device("cpu"))  # a folder that cannot be written fails now
     rows, broken = [], 0
     with tempfile.TemporaryDirectory(prefix="reliability_") as folder:
         (folder := Path(folder)).chmod(0o755)  # for a child that is not root
         wholes = Wholes(folder / "whole")
         for name in checks:
             (folder / name).mkdir()
-            tally = Tally()
-            save = functools.partial(tally.record, results, {"checks": (name,)} | options)
-            CHECK_OF[name](tally, wholes, folder / name, SimpleNamespace(**options, save=save))
-            rows += save()  # what was tried is kept, should a later check be interrupted
+            tally = Tally()  # a folder that cannot be written fails in the next line, before anything is tried
+            records = storage.Records(results, "reliability", {"checks": (name,)} | options, torch.device("cpu"))
+            CHECK_OF[name](tally, wholes, folder / name, SimpleNamespace(**options))
+            rows += tally.record(records, seed)  # whole checks only: reproduce.py takes what is recorded for done
             broken += len(tally.broken)
     print(tables.markdown(["tried", "on", "promise", "held"], rows))
     if broken:

@@ -228,13 +228,19 @@ def add_together(folder, n):
 
 
 def content(folder, kind):
-    """What must be the same: {name: digest}, {name: lines}. A file that is not there is None."""
+    """What must be the same: {name: digest}, {name: lines}. A file that is not there is None.
+
+    {"unreadable": why} of what is damaged: that is what is looked for, and no reason to stop.
+    """
     run = run_in(folder)
-    if kind == "set":
-        return {path.name: storage.digest(path) for path in sorted(run.iterdir())}
     best = run / "ckpt/best.pt"
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in storage.read_lines(run / "log.jsonl")]
-    return {"best.pt": digest(storage.load_checkpoint(best)) if best.is_file() else None, "log.jsonl": lines}
+    try:
+        if kind == "set":
+            return {path.name: storage.digest(path) for path in sorted(run.iterdir())}
+        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in storage.read_lines(run / "log.jsonl")]
+        return {"best.pt": digest(storage.load_checkpoint(best)) if best.is_file() else None, "log.jsonl": lines}
+    except (UserError, OSError) as error:
+        return {"unreadable": str(error)}
 
 
 def digest(state):

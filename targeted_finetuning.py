@@ -256,17 +256,15 @@ def results_of(jobs, arguments, workers, device):
         yield from (timed(job, arguments) for job in jobs)
         return
     context = torch.multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or torch.get_num_threads(), context, start_worker) as pool:
-        futures = [pool.submit(timed, job, arguments) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise experiment.UserError("a worker process was killed, perhaps for memory; the same command goes on, "
-                                       "with fewer --workers if need be") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(workers or torch.get_num_threads(), context, start_worker)
+    try:  # no `with`: its end would wait for all jobs, after an error or Ctrl-C too
+        for future in as_completed([pool.submit(timed, job, arguments) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise experiment.UserError("a worker process was killed, perhaps for memory; the same command goes on, "
+                                   "with fewer --workers if need be") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def start_worker():

@@ -1,5 +1,6 @@
 """The trials of what README promises: that they find a broken promise, and that what they try is what they say."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -62,7 +63,7 @@ def starts(run):
 
 
 def options(**given):
-    made = {"kinds": ("toy",), "kills": 1, "inputs": 1, "pairs": 1, "seed": 0, "save": lambda: None}
+    made = {"kinds": ("toy",), "kills": 1, "inputs": 1, "pairs": 1, "seed": 0}
     return SimpleNamespace(**made | given)
 
 
@@ -109,6 +110,15 @@ def test_content_is_the_tensors_and_the_log_without_its_seconds(tmp_path):
     assert runs.distance(tmp_path / "a", tmp_path / "c") == 1
     storage.write_atomically(tmp_path / "b/run/log.jsonl", storage.json_line({"step": 2, "seconds": 0.5}))
     assert runs.content(tmp_path / "b", "toy") != one
+
+
+def test_what_is_damaged_differs_and_stops_nothing(tmp_path):
+    save(tmp_path / "a/run", 1)
+    (tmp_path / "a/run/ckpt/best.pt").write_bytes(b"damaged")
+    assert runs.content(tmp_path / "a", "toy").keys() == {"unreadable"}
+    assert runs.content(tmp_path / "nosuch", "set").keys() == {"unreadable"}
+    storage.write_atomically(tmp_path / "b/run/log.jsonl", "no JSON\n")
+    assert "no JSON" in runs.content(tmp_path / "b", "toy")["unreadable"]
 
 
 def test_digests_tell_kinds_shapes_and_names_apart():
@@ -253,6 +263,43 @@ def test_a_broken_promise_is_recorded_named_and_gives_exit_code_1(tmp_path, call
                                 "reliability.py: 1 times a promise did not hold: see above"]  # fmt: skip
     row, = storage.read_lines(tmp_path / "metrics.jsonl")
     assert (row["arm"], row["split"], row["metric"], row["value"], row["n"]) == ("a", "b", "same bytes", 0.5, 2)
+
+
+def test_a_check_that_was_interrupted_is_not_recorded(tmp_path, call, monkeypatch):
+    """What was recorded would count as done; the check before it is kept, and its records know how long it took."""
+
+    def check(tally, wholes, folder, o):
+        tally.add("a", "b", "same bytes", True)
+        time.sleep(0.02)
+
+    def whole(kind, folder, made):
+        if kind == "flow":
+            raise KeyboardInterrupt
+        save(folder / "run", 1)
+        return SimpleNamespace(seconds=0.0)
+
+    monkeypatch.setitem(reliability.CHECK_OF, "again", check)
+    monkeypatch.setattr(runs, "whole", whole)
+    monkeypatch.setattr(runs, "start", lambda kind, there, made: there.mkdir() or SimpleNamespace(
+        kill_after=lambda seconds: True, end=lambda: SimpleNamespace(code=1, err="")))  # fmt: skip
+    code, _, _ = call("reliability", "--checks", "again", "killed", "--kinds", "vae", "flow", "--kills", 1,
+                      "--results", tmp_path)  # fmt: skip
+    assert code == 130
+    row, = storage.read_lines(tmp_path / "metrics.jsonl")
+    assert row["options"]["checks"] == ["again"]
+    assert row["seconds"] >= 0.02
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_without_a_small_disk_its_records_are_not_tried(tmp_path, monkeypatch, mounted):
+    """A limit for each file is no disk: the record has room, and no promise is broken."""
+    monkeypatch.setattr(reliability, "small_disk", lambda folder, size: contextlib.nullcontext(
+        {} if mounted else {"room": size}))  # fmt: skip
+    ended = runs.Ended(0, "", "", (), 0.0)
+    monkeypatch.setattr(runs, "run", lambda *_, **__: ended)
+    tally = reliability.Tally()
+    reliability.fill_records(tally, {"vae": tmp_path / "vae"}, tmp_path / "records", limited=False)
+    assert len(tally.broken) == (1 if mounted else 0)
 
 
 @pytest.mark.parametrize("words", ["--checks", "--kinds", "--kinds nosuch", "--checks nosuch"])

@@ -1,6 +1,8 @@
 """Part 3: independent scores, fair arms, exact repetition, and a report that follows its records."""
 
 import copy
+import multiprocessing
+import time
 
 import pytest
 import torch
@@ -158,6 +160,25 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, call, monkeypatch):
                         if not r["metric"].endswith("seconds")}  # fmt: skip
     assert values["whole"] == values["killed"]
     assert len(done) == len(tf.plan(1, (24,), (0.25,), 1)) - 3
+
+
+def failing(job, arguments):
+    """In place of a job: it leaves a mark, and the first one fails."""
+    (arguments / str(job)).touch()
+    time.sleep(0.1 if job else 0)
+    if not job:
+        raise UserError("the first job failed")
+
+
+def test_after_an_error_no_further_job_begins(tmp_path, monkeypatch):
+    """With one worker, two jobs may be on their way to it when the first one fails; the other twenty are not begun."""
+    monkeypatch.setattr(tf, "timed", failing)
+    monkeypatch.setattr(tf.torch.multiprocessing, "get_context", lambda kind: multiprocessing.get_context("fork"))
+    with pytest.raises(UserError, match="the first job failed"):
+        list(tf.results_of(range(23), tmp_path, 1, torch.device("cpu")))
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert {path.name for path in tmp_path.iterdir()} <= {"0", "1", "2"}
 
 
 # --- the report -----------------------------------------------------------------------------------------
