@@ -136,8 +136,15 @@ def by_split(values, labels, index):
     here = torch.zeros_like(same)
     here[index] = True
     parts = dict(zip(SPLITS, (here, same & ~here, ~same), strict=True))
-    return {name: (float(values[part].cpu().double().mean()) if part.any() else None, int(part.sum()))
-            for name, part in parts.items()}
+    return {name: metrics.mean_where(values, part) for name, part in parts.items()}
+
+
+def controls(labels, index):
+    """{"same class": position, "other class": position} of the first such samples; without what there is none of."""
+    same = labels == labels[index]
+    parts = {"same class": same.clone(), "other class": ~same}
+    parts["same class"][index] = False
+    return {name: int(part.nonzero()[0]) for name, part in parts.items() if part.any()}
 
 
 def measure(model, digits, chosen, rule, seed, records, before, **setting):
@@ -168,10 +175,10 @@ def measure(model, digits, chosen, rule, seed, records, before, **setting):
 
 def retrain(options, digits, index, epochs, device):
     """The model that the run's own training gives without the digit at index, everything random unchanged."""
-    model, _ = train.build(options["model"], options["seed"], device)
+    model, _ = train.build(options["model"], options["seed"], device, options.get("settings"))
     optimizer = train.adam(model, options["lr"])
     for epoch in tqdm(range(1, epochs + 1), desc=f"retraining without {index}", leave=False, disable=None):
-        train.learn_epoch(model, optimizer, digits, options["batch"], options["seed"], epoch, omit=index)
+        train.run_epoch(model, optimizer, digits, options, epoch, omit=index)
     return model.eval()
 
 
@@ -180,30 +187,37 @@ def reconstructions(model, images):
     return metrics.per_image(model.reconstruct, images).flatten(1)  # (N, 784)
 
 
-def against_retraining(model, options, epochs, digits, chosen, rule, seed, records):
-    """Record how far ablation and retraining move the reconstructions, and whether in the same direction.
+def movements(before, ablated, retrained):
+    """{(arm, metric): (N,)} of the reconstructions (N, pixels) of the untouched, the ablated and the retrained model.
 
     displacement: root mean square over the pixels of the reconstruction after minus before. cosine: between the
     displacements of ablation and of retraining. distance_to_retrained: root mean square between a model's
-    reconstruction and the retrained model's; ablation helps where it is smaller than that of doing nothing. How far
-    a retraining moves the digits it did not leave out is the floor. As a control, the training is repeated once with
-    nothing left out: on the machine of the run, it moves nothing.
+    reconstruction and the retrained model's; ablation helps where it is smaller than that of doing nothing.
+    """
+    moved, wanted = ablated - before, retrained - before
+    rms = lambda x: x.square().mean(1).sqrt()
+    return {
+        ("ablated", "displacement"): rms(moved), ("retrained", "displacement"): rms(wanted),
+        ("ablated", "cosine"): torch.cosine_similarity(moved, wanted, 1),
+        ("before", "distance_to_retrained"): rms(wanted), ("ablated", "distance_to_retrained"): rms(moved - wanted),
+    }  # fmt: skip
+
+
+def against_retraining(model, options, epochs, digits, chosen, rule, seed, records):
+    """Record how far ablation and retraining move the reconstructions, and whether in the same direction: `movements`.
+
+    How far a retraining moves the digits it did not leave out is the floor. As a control, the training is repeated
+    once with nothing left out: on the machine of the run, it moves nothing.
     """
     before = reconstructions(model, digits.images)
-    rms = lambda x: x.square().mean(1).sqrt()
     repeated = reconstructions(retrain(options, digits, None, epochs, digits.images.device), digits.images)
-    records.add("repeated", "all", "displacement", float(rms(repeated - before).mean()), len(digits), seed)
+    apart = movements(before, before, repeated)["retrained", "displacement"]
+    records.add("repeated", "all", "displacement", float(apart.mean()), len(digits), seed)
     for index in tqdm(chosen, desc="against retraining", unit="sample", disable=None):
         masks = mark(sample_gradients(model, digits.images[index]), **rule)
         without = retrain(options, digits, index, epochs, digits.images.device)
-        ablated, retrained = ablate(model, masks), reconstructions(without, digits.images)
-        moved, wanted = reconstructions(ablated, digits.images) - before, retrained - before
-        values = {
-            ("ablated", "displacement"): rms(moved), ("retrained", "displacement"): rms(wanted),
-            ("ablated", "cosine"): torch.cosine_similarity(moved, wanted, 1),
-            ("before", "distance_to_retrained"): rms(wanted), ("ablated", "distance_to_retrained"): rms(moved - wanted),
-            ("retrained", "vae_loss"): metrics.vae_losses(without, digits.images),
-        }  # fmt: skip
+        values = movements(before, *(reconstructions(net, digits.images) for net in (ablate(model, masks), without)))
+        values["retrained", "vae_loss"] = metrics.vae_losses(without, digits.images)
         for (arm, metric), value in values.items():
             for split, (mean, n) in by_split(value, digits.labels, index).items():
                 records.add(arm, split, metric, mean, n, seed, retrained=index)
@@ -213,20 +227,16 @@ def against_retraining(model, options, epochs, digits, chosen, rule, seed, recor
 
 
 def draw_example(model, digits, index, rule, path):
-    """Columns truth, before, after; rows the ablated sample and one control of its class and of another."""
+    """Columns truth, before, after; rows the ablated sample and what there is of its controls."""
     ablated = ablate(model, mark(sample_gradients(model, digits.images[index]), **rule))
-    same = digits.labels == digits.labels[index]
-    same[index] = False
-    other = digits.labels != digits.labels[index]
-    shown = [index, int(same.nonzero()[0]), int(other.nonzero()[0])]
-    images = digits.images[shown]
+    shown = {"ablated": index} | controls(digits.labels, index)
+    images = digits.images[[*shown.values()]]
     losses = [metrics.vae_losses(net, images) for net in (model, ablated)]
     with torch.no_grad():
         columns = [images, model.reconstruct(images), ablated.reconstruct(images)]
-    captions = [["", f"loss {losses[0][i]:.0f}", f"loss {losses[1][i]:.0f}"] for i in range(3)]
-    rows = [[column[i] for column in columns] for i in range(3)]
-    figures.image_grid(path, rows, ["truth", "before", "after"], ["ablated", "same class", "other class"], captions,
-                       "One training sample ablated")
+    captions = [["", f"loss {losses[0][i]:.0f}", f"loss {losses[1][i]:.0f}"] for i in range(len(shown))]
+    rows = [[column[i] for column in columns] for i in range(len(shown))]
+    figures.image_grid(path, rows, ["truth", "before", "after"], [*shown], captions, "One training sample ablated")
 
 
 def draw_sweep(records, fractions, path):
@@ -263,8 +273,9 @@ def table(records):
     header = ["VAE loss (nats) on", "before", "change by ablation", "by random zeros", "by the published threshold"]
     text = tables.markdown(header, rows)
     text += (f"\n\nMean and 95 % interval over {options['samples']} ablated training samples, seed {options['seed']}, "
-             f"latent mean; ablation: {rule_in_words(options)}; published threshold: |gradient| of at least "
-             f"{options['published']:g}, which some samples never reach.")
+             f"latent mean; ablation: {rule_in_words(options)}"
+             + (f"; published threshold: |gradient| of at least {options['published']:g}, which some samples never "
+                "reach." if published else "."))
     return text + (retraining_table(records) if options["against"] == "retrain" else "")
 
 
@@ -291,8 +302,8 @@ def retraining_claim(records):
     return (" That ablation is a counterfactual, nearer than the untouched model to one trained without the sample, "
             + tables.judge(gap, "lower", f"distance on the sample {gap:+.4f}")
             + f" Retraining itself moves the reconstruction of the sample by {moved:.4f} and those of other classes by "
-            f"{floor:.4f}: most of that is the chaos of training, not the sample. (The same training repeated with "
-            f"nothing left out moves them by {repeated:.4f}.)")
+            f"{floor:.4f}, {floor.mean / moved.mean:.0%} as far: that much is the chaos of training, not the sample. "
+            f"(The same training repeated with nothing left out moves them by {repeated:.4f}.)")
 
 
 def rule_in_words(options):
@@ -333,6 +344,8 @@ def main(run, checkpoint, fraction, count, threshold, samples, published, sweep,
     order = torch.randperm(len(digits), generator=experiment.generator(seed, "ablated samples")).tolist()
     if max(samples, sweep_samples, retrained) > len(digits):
         raise experiment.UserError(f"only {len(digits)} training samples can be ablated")
+    if against == "retrain" and retrained > samples:
+        raise experiment.UserError(f"--retrained {retrained}: only {samples} --samples are ablated beside them")
     if checkpoint and against == "retrain":
         raise experiment.UserError("--against retrain repeats the run's own training: leave out --checkpoint")
     records = storage.Records(results, "ablate", given, device)
@@ -346,10 +359,11 @@ def main(run, checkpoint, fraction, count, threshold, samples, published, sweep,
         measure(model, digits, order[:sweep_samples], {"fraction": part}, seed, records, before, fraction=part)
     if against == "retrain":
         against_retraining(model, options, epochs, digits, order[:retrained], rule, seed, records)
+    records.save()  # before anything is drawn
     draw_example(model, digits, order[0], rule, results / "realistic_ablation.png")
     if sweep:
         draw_sweep(records.rows, sweep, results / "sweep.png")
-    print(table(records.save()))
+    print(table(records.rows))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Bench:
         parts = dict(zip(SPLITS, (used, first & ~used, ~first), strict=True))
         after = metrics.errors(model, self.images)
         gaps = {metric: after[metric] - self.before[metric] for metric in after}
-        return {(split, metric): (float(gap[part].cpu().double().mean()), int(part.sum()))
+        return {(split, metric): metrics.mean_where(gap, part)
                 for split, part in parts.items() for metric, gap in gaps.items()}
 
 
@@ -113,9 +113,10 @@ def measure(model, bench, strength, groups, arms, seed, records, purpose, /, **s
 
 
 def record_before(bench, records):
-    for part, chosen in (("unseen", slice(0, len(bench.unseen))), ("known", slice(len(bench.unseen), None))):
+    unseen = torch.arange(len(bench.images), device=bench.images.device) < len(bench.unseen)
+    for part, chosen in (("unseen", unseen), ("known", ~unseen)):
         for metric, values in bench.before.items():
-            records.add("before", part, metric, float(values[chosen].cpu().double().mean()), len(values[chosen]), 0)
+            records.add("before", part, metric, *metrics.mean_where(values, chosen), 0)
 
 
 def measure_seed(model, bench, choice, seed, strength, anchors, strengths, several, sweep_anchors, records):
@@ -258,8 +259,9 @@ def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, se
         raise experiment.UserError("--strength names no strength")
     bench = Bench(model, datasets.mnist("test", device), digit, others)
     choice = Bench(model, datasets.mnist("train", device), digit, others, most=len(bench.unseen))
-    if max((anchors, sweep_anchors, *several)) > len(bench.unseen):
-        raise experiment.UserError(f"the test set has {len(bench.unseen)} digits {digit}, fewer than the anchors asked")
+    if max(anchors, sweep_anchors, *(k + 1 for k in several)) > len(bench.unseen):
+        raise experiment.UserError(f"the test set has {len(bench.unseen)} digits {digit}, fewer than the anchors asked "
+                                   "and one that shows what several of them teach")
     records = storage.Records(results, "constructive_counterfactuals", given, device)
     record_before(bench, records)
     for seed in range(seeds):

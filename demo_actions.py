@@ -325,10 +325,7 @@ def remove_sample(position, percent):
     position = whole(position, "The training sample", 0, len(digits) - 1)
     fraction = number(percent, "The percentage", *PERCENT) / 100
     masks = ablate.mark(ablate.sample_gradients(model, digits.images[position]), fraction=fraction)
-    same = digits.labels == digits.labels[position]
-    other = int((~same).nonzero()[0])
-    same[position] = False
-    shown = [position, int(same.nonzero()[0]), other]
+    shown = [position, *ablate.controls(digits.labels, position).values()]
     classes = digits.labels[shown].tolist()
     names = [f"the removed {classes[0]}", f"another {classes[1]}", f"a {classes[2]}"]
     rows, change = compared(model, ablate.ablate(model, masks), digits.images[shown], names)

@@ -28,6 +28,12 @@ def mean_squares(made, truth):
     return (made - truth).square().flatten(1).mean(1)
 
 
+def mean_where(values, part):
+    """(mean of values (N,) where the mask `part` (N,) holds, in float64 on the CPU, or None if nowhere; how many)."""
+    chosen = values[part]
+    return (float(chosen.cpu().double().mean()) if len(chosen) else None), len(chosen)
+
+
 def squared_errors(model, images, eps=None):
     """Mean squared error of each reconstruction, (N,), with the latent mean or with the given latent noise."""
     return per_image(model.squared_error, images, eps)

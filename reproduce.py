@@ -1,7 +1,7 @@
 """Run every experiment, and rebuild every table of README.md and the gallery from the records.
 
     python reproduce.py            # the committed results: about 22 h on 2 cores; what is there is not done again
-    python reproduce.py --quick    # fewer samples and seeds, about 5 min; into runs/quick/ and results/quick/
+    python reproduce.py --quick    # fewer samples and seeds, about 7 min; into runs/quick/ and results/quick/
     python reproduce.py --only-tables   # only the tables, from the records that are there
 
 Prints one table. A step whose records exist with the same options is skipped; --again measures it anew.
@@ -9,6 +9,7 @@ Prints one table. A step whose records exist with the same options is skipped; -
 
 import functools
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -268,18 +269,25 @@ def published_records():
 
 
 def reliability_table(records):
-    """How often each promise held, kinds and places put together; what two threads change is measured, not promised."""
+    """How often each promise held, kinds and places put together; what two threads change is measured, not promised.
+
+    Of each promise only the trials of one and the same options count, however many others are recorded beside them
+    (a check may have been tried alone and among others): those that tried it most, the last of several such.
+    """
     counts = {}
     for row in records:
         if row["metric"] != "largest relative difference":
             by_kind = row["split"] == "same seed again" or row["split"].startswith("killed")
             tried, on = (row["split"], row["arm"]) if by_kind else (row["arm"], row["split"])
-            held, n, places = counts.get((tried, row["metric"]), (0, 0, {}))
-            counts[tried, row["metric"]] = held + round(row["value"] * row["n"]), n + row["n"], places | {on: None}
+            given = counts.setdefault((tried, row["metric"]), {})
+            held, n, places = given.pop(options := json.dumps(row["options"]), (0, 0, {}))
+            given[options] = held + round(row["value"] * row["n"]), n + row["n"], places | {on: None}
     if not counts:
         return report.UNMEASURED
-    lines = [[tried, ", ".join(places), metric, f"{held:,} of {n:,}"]
-             for (tried, metric), (held, n, places) in counts.items()]
+    lines = []
+    for (tried, metric), given in counts.items():
+        held, n, places = max(reversed(given.values()), key=lambda count: count[1])
+        lines.append([tried, ", ".join(places), metric, f"{held:,} of {n:,}"])
     return tables.markdown(["tried", "on", "promise", "held"], lines)
 
 
@@ -331,8 +339,8 @@ def objects_sentence():
             for what in ("training", "generation"))
     row = next(iter(rows.values()))
     return (f"Part 5's CGN of {row['options']['config']} with {row['options']['u2net']}, on {row['device']} in "
-            f"float32: {' and '.join(said)}. At 256 pixels on a GPU it was not measured, as there was none: "
-            "`python -m cgn.bench_objects --config biggan-deep-256 --u2net u2net --batch 8` does it.")
+            f"float32: {' and '.join(said)}. On a GPU, at 256 pixels: `python -m cgn.bench_objects --config "
+            "biggan-deep-256 --u2net u2net --batch 8 --results results/quick/mine`.")
 
 
 def robust_sentence():

@@ -114,7 +114,7 @@ class Lab:
         sampled = metrics.per_image(model.reconstruct, self.test.images, noise)
         errors = {"mse": metrics.squared_errors(model, self.test.images),
                   "mse_sampled": metrics.mean_squares(sampled, self.test.images)}
-        rows = [(split, metric, float(values[part].cpu().double().mean()), int(part.sum()))
+        rows = [(split, metric, *metrics.mean_where(values, part))
                 for metric, values in errors.items() for split, part in self.splits.items()]
         for name, network in self.networks.items():
             if name and not everything:
@@ -229,20 +229,26 @@ def work(job, lab_options, strength, cumulative, fraction, count, threshold, lr,
     return rows + here.measure(model, job.seed, everything)
 
 
-def run_jobs(jobs, arguments, workers, device, records):
-    """Measure the jobs that partial.jsonl does not hold yet, each saved there as it ends; fills `records`."""
-    partial = storage.Records(records.path.parent, records.common["experiment"], records.common["options"], device,
+def run_jobs(jobs, arguments, weights, workers, device, records):
+    """Measure the jobs that partial.jsonl does not hold yet, each saved there as it ends; fills `records`.
+
+    weights: digests of what is finetuned and what measures it; partial.jsonl holds them beside the options, so that no
+    arm of another training of the same run folder is taken for one of this.
+    """
+    options = records.common["options"]
+    partial = storage.Records(records.path.parent, records.common["experiment"], options | {"weights": weights}, device,
                               file="partial.jsonl")
+    own = lambda rows: [row | {"options": options} for row in rows]
     old = partial.earlier()
     there = {(row["arm"], row["seed"], *sorted(row["setting"].items())) for row in old}
     todo = [job for job in jobs if (job.arm, job.seed, *sorted(job.setting.items())) not in there]
-    records.rows += old
+    records.rows += own(old)
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="finetuning", unit="arm", disable=None) as bar:
         for job, rows, seconds in results_of(todo, arguments, workers, device):
             partial.rows = []
             for split, metric, value, n in rows:
                 partial.add(job.arm, split, metric, value, n, job.seed, seconds, **job.setting)
-            records.rows += partial.save()
+            records.rows += own(partial.save())
             bar.update()
     return partial
 
@@ -297,7 +303,8 @@ def main(run, checkpoint, classifier, digit, sizes, lr, epochs, strength, fracti
     records = storage.Records(results, "targeted_finetuning", given, device)
     arguments = {"lab_options": lab_options, "strength": strength, "cumulative": cumulative, "fraction": fraction,
                  "count": count, "threshold": threshold, "lr": lr, "epochs": epochs}
-    partial = run_jobs(plan(seeds, sizes, sweep, sweep_seeds), arguments, workers, device, records)
+    weights = [storage.digest(storage.file_of(path)) for path in (checkpoint or run, classifier)]
+    partial = run_jobs(plan(seeds, sizes, sweep, sweep_seeds), arguments, weights, workers, device, records)
     for size in sizes if sweep else ():
         report.draw(records.rows, size, results / f"fractions_{size}.png")
     records.save()

@@ -63,8 +63,10 @@ def load_vae(run, checkpoint, device):
     if not isinstance(model, architecture.VAE):
         raise experiment.UserError(f"{checkpoint or run} holds a {state['architecture']['name']}, and a VAE is needed")
     options = state.get("options", {"model": "vae", "data": "mnist", "seed": 0} | recipes.for_pair("vae", "mnist"))
-    if not isinstance(options, dict) or not {"n", "held_out", "seed", "epochs"} <= options.keys():
+    if not isinstance(options, dict) or not {"data", "n", "held_out", "seed", "epochs"} <= options.keys():
         raise experiment.UserError("this checkpoint does not say which digits it was trained on; train.py's do")
+    if options["data"] != "mnist":  # on whose digits parts 1 to 3 measure it
+        raise experiment.UserError(f"{checkpoint or run} was trained on {options['data']}, and one of mnist is needed")
     return model, options, state.get("epoch", options["epochs"])
 
 
@@ -215,6 +217,14 @@ def train(path, options, device, checkpoint_every):
         return storage.load_checkpoint(folder.best), trained
 
 
+def run_epoch(model, optimizer, digits, options, epoch, omit=None):
+    """One epoch of a training with these options, the learning rate of its schedule included; see learn_epoch."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(options["lr"], options["schedule"], epoch - 1, options["epochs"])
+    tasks.of(model).begin(model, (epoch - 1) / options["epochs"])
+    return learn_epoch(model, optimizer, digits, options["batch"], options["seed"], epoch, omit, options.get("clip"))
+
+
 def go_on(run, digits, validation, checkpoint_every):
     """The epochs that a run still lacks; yields the log line of each, which is written by then."""
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes two seconds
@@ -224,10 +234,7 @@ def go_on(run, digits, validation, checkpoint_every):
     saved = time.perf_counter()
     for epoch in range(run.epoch + 1, o["epochs"] + 1):
         started = time.perf_counter()
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(o["lr"], o["schedule"], epoch - 1, o["epochs"])
-        tasks.of(run.model).begin(run.model, (epoch - 1) / o["epochs"])
-        terms = learn_epoch(run.model, run.optimizer, digits, o["batch"], o["seed"], epoch, clip=o.get("clip"))
+        terms = run_epoch(run.model, run.optimizer, digits, o, epoch)
         checked = _finite(validate(run.model, validation), epoch)
         line = {"epoch": epoch} | terms | {f"validation_{name}": value for name, value in checked.items()}
         line |= {"validation": sum(checked.values()), "seconds": time.perf_counter() - started}

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
 
 import ablate
 import datasets
@@ -106,6 +107,111 @@ def test_retraining_without_leaving_anything_out_is_the_run_itself(small_run):
     again = ablate.retrain(OPTIONS, digits, None, 2, torch.device("cpu"))
     last = storage.load_checkpoint(small_run / "ckpt/last.pt")["model"]
     assert all(torch.equal(value, last[name]) for name, value in again.state_dict().items())
+
+
+def test_retraining_follows_the_schedule_the_clip_and_the_settings_of_the_run(tmp_path):
+    settings = {"shape": (1, 28, 28), "latent": 6}
+    options = OPTIONS | {"schedule": "cosine", "clip": 0.5, "model": "image_vae", "settings": settings}
+    train.train(tmp_path / "run", options, torch.device("cpu"), 1)
+    digits, _ = datasets.training_split((0,), 32, 0, 3)
+    again = ablate.retrain(options, digits, None, 2, torch.device("cpu"))
+    last = storage.load_checkpoint(tmp_path / "run/ckpt/last.pt")["model"]
+    assert all(torch.equal(value, last[name]) for name, value in again.state_dict().items())
+
+
+def test_a_model_of_other_images_is_refused(tmp_path):
+    """Its digits would be measured as if they were those it was trained on."""
+    model, made = train.build("vae", 0, "cpu")
+    storage.save_checkpoint(tmp_path / "x.pt", {"architecture": made, "model": model.state_dict(), "epoch": 1,
+                                                "options": OPTIONS | {"data": "strokes", "held_out": ()}})  # fmt: skip
+    with pytest.raises(UserError, match="trained on strokes, and one of mnist is needed"):
+        train.load_vae("nosuch", tmp_path / "x.pt", "cpu")
+
+
+def test_controls_are_the_first_other_of_the_class_and_of_another():
+    labels = torch.tensor([1, 2, 1, 1])
+    assert ablate.controls(labels, 0) == {"same class": 2, "other class": 1}
+    assert ablate.controls(labels, 2) == {"same class": 0, "other class": 1}
+    assert ablate.controls(labels, 1) == {"other class": 0}
+    assert ablate.controls(labels[:1], 0) == {}
+
+
+def test_the_only_sample_of_its_class_is_drawn_without_that_control(model, images, tmp_path):
+    digits = datasets.Digits(images[:3], torch.tensor([1, 2, 1]))
+    for index in (0, 1):
+        ablate.draw_example(model, digits, index, {"count": 9}, tmp_path / f"{index}.png")
+    high = [Image.open(tmp_path / f"{index}.png").height for index in (0, 1)]
+    assert high[1] < high[0]  # a row less
+
+
+def test_movements_of_reconstructions():
+    """Ablation moves the first image by (3, 4), retraining by (0, 4); the second by (1, 1) and (-1, -1)."""
+    before, ablated, retrained = torch.zeros(2, 2), torch.tensor([[3.0, 4], [1, 1]]), torch.tensor([[0.0, 4], [-1, -1]])
+    found = {key: value.tolist() for key, value in ablate.movements(before, ablated, retrained).items()}
+    root = 2**-0.5  # of a sum over the two pixels to their root mean square
+    assert found == {
+        ("ablated", "displacement"): pytest.approx([5 * root, 1]),
+        ("retrained", "displacement"): pytest.approx([4 * root, 1]),
+        ("ablated", "cosine"): pytest.approx([0.8, -1]),
+        ("before", "distance_to_retrained"): pytest.approx([4 * root, 1]),
+        ("ablated", "distance_to_retrained"): pytest.approx([3 * root, 2]),
+    }
+
+
+def made_up(**options):
+    """Records of two samples: losses of 100 before, what is added to them, and a retraining of both."""
+    told = {"samples": 2, "seed": 0, "published": 50, "against": "retrain", "retrained": 2, "threshold": None,
+            "count": None, "fraction": 0.01} | options  # fmt: skip
+    record = lambda arm, split, metric, value, **setting: {"arm": arm, "split": split, "metric": metric, "value": value,
+                                                           "seed": 0, "setting": setting, "options": told}  # fmt: skip
+    rows = [record("repeated", "all", "displacement", 0.25)]
+    for k, more in enumerate((-1.0, 1.0)):  # an interval of 12.706 sd / sqrt(2) = 12.7
+        for split, rise in zip(ablate.SPLITS, (200, 50, 20), strict=True):
+            for arm, value in (("before", 100), ("ablated", 100 + rise + more), ("random", 100)):
+                rows.append(record(arm, split, "vae_loss", value, sample=k))
+            for arm, metric, value in (("retrained", "displacement", 0.4 if rise == 200 else 0.3),
+                                       ("ablated", "displacement", 0.5), ("ablated", "cosine", 0.125),
+                                       ("before", "distance_to_retrained", 0.4), ("retrained", "vae_loss", 103),
+                                       ("ablated", "distance_to_retrained", 0.7)):  # fmt: skip
+                rows.append(record(arm, split, metric, value, retrained=k))
+            if told["published"]:
+                rows += [record(arm, split, "vae_loss", value, sample=k, threshold=50)
+                         for arm, value in (("before", 100), ("ablated", 105))]  # fmt: skip
+        rows.append(record("ablated", "parameters", "marked", 7, sample=k))
+        if told["published"]:
+            rows.append(record("ablated", "parameters", "marked", 3, sample=k, threshold=50))
+    return rows
+
+
+def test_the_table_says_what_the_records_say():
+    lines = ablate.table(made_up()).splitlines()
+    assert lines[2:6] == ["| ablated sample | 100.0 ± 0.0 | +200.0 ± 12.7 | +0.0 ± 0.0 | +5.0 ± 0.0 |",
+                          "| same class | 100.0 ± 0.0 | +50.0 ± 12.7 | +0.0 ± 0.0 | +5.0 ± 0.0 |",
+                          "| other classes | 100.0 ± 0.0 | +20.0 ± 12.7 | +0.0 ± 0.0 | +5.0 ± 0.0 |",
+                          "| parameters zeroed, on average |  | 7 | 7 | 3 |"]  # fmt: skip
+    assert "2 ablated training samples, seed 0, latent mean; ablation: 1.000% of the parameters" in lines[7]
+    assert "at least 50" in lines[7]
+    assert lines[11] == ("| ablated sample | +3.0 ± 0.0 | 0.4000 ± 0.0000 | 0.5000 ± 0.0000 | 0.125 ± 0.000 | "
+                         "0.7000 ± 0.0000 |")
+    assert lines[12].startswith("| same class | +3.0 ± 0.0 | 0.3000 ± 0.0000 |")
+    assert "published" not in ablate.table(made_up(published=0)).splitlines()[7]
+
+
+def test_claims_follow_the_records():
+    text = ablate.claims(made_up())
+    assert "undoes the reconstruction of its sample holds (its loss +200.0 ± 12.7 nats, 3.0 times as before" in text
+    assert ("samples are unaffected does not hold (+50.0 ± 12.7 nats on its class, +20.0 ± 12.7 on other classes, 10% "
+            "of what it does to the sample)") in text
+    assert "trained without the sample, does not hold (distance on the sample +0.3000 ± 0.0000)" in text
+    assert "by 0.4000 ± 0.0000 and those of other classes by 0.3000 ± 0.0000, 75% as far" in text
+    assert "nothing left out moves them by 0.2500.)" in text
+    assert "counterfactual" not in ablate.claims(made_up(against="random"))
+
+
+def test_more_retrained_than_ablated_samples_are_refused(small_run, tmp_path, call):
+    code, _, err = call("ablate", "--run", small_run, "--results", tmp_path, "--samples", 2, "--sweep", "--against",
+                        "retrain", "--sweep-samples", 1, "--retrained", 3)  # fmt: skip
+    assert (code, err) == (2, "ablate.py: --retrained 3: only 2 --samples are ablated beside them\n")
 
 
 def test_retraining_leaves_one_digit_out_and_nothing_else_changes():

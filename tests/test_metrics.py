@@ -156,3 +156,9 @@ def test_inception_with_weights_in_the_true_format(tmp_path, monkeypatch, images
     assert torch.allclose(feats[:1], metrics.features(network, images[:1]), atol=1e-4)
     (folder / metrics.Inception.WEIGHTS).write_bytes(b"damaged")
     assert metrics.Inception.load(False, "cpu")[0] is None
+
+
+def test_the_mean_of_a_part():
+    values = torch.tensor([1.0, 2.0, 4.0])
+    assert metrics.mean_where(values, torch.tensor([True, False, True])) == (2.5, 2)
+    assert metrics.mean_where(values, values > 4) == (None, 0)

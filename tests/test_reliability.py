@@ -280,7 +280,7 @@ def test_a_check_that_was_interrupted_is_not_recorded(tmp_path, call, monkeypatc
 
     monkeypatch.setitem(reliability.CHECK_OF, "again", check)
     monkeypatch.setattr(runs, "whole", whole)
-    monkeypatch.setattr(runs, "start", lambda kind, there, made: there.mkdir() or SimpleNamespace(
+    monkeypatch.setattr(runs, "start", lambda kind, there, made: there.mkdir(exist_ok=True) or SimpleNamespace(
         kill_after=lambda seconds: True, end=lambda: SimpleNamespace(code=1, err="")))  # fmt: skip
     code, _, _ = call("reliability", "--checks", "again", "killed", "--kinds", "vae", "flow", "--kills", 1,
                       "--results", tmp_path)  # fmt: skip

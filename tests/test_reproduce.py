@@ -172,7 +172,8 @@ def test_progress_counts_the_steps_and_reckons_with_those_that_were_run():
 
 
 def test_promises_are_counted_over_kinds_and_places():
-    row = lambda arm, split, metric, value, n: {"arm": arm, "split": split, "metric": metric, "value": value, "n": n}
+    row = lambda arm, split, metric, value, n: {"arm": arm, "split": split, "metric": metric, "value": value, "n": n,
+                                                   "options": {"checks": ["killed", "inputs"]}}  # fmt: skip
     rows = [row("vae", "killed before the first checkpoint", "same bytes", 1.0, 5),
             row("flow", "killed before the first checkpoint", "same bytes", 0.75, 4),
             row("a mistake", "option", "nothing recorded", 1.0, 100),
@@ -182,3 +183,7 @@ def test_promises_are_counted_over_kinds_and_places():
     assert lines == ["| killed before the first checkpoint | vae, flow | same bytes | 8 of 9 |",
                      "| a mistake | option, file | nothing recorded | 150 of 150 |"]  # fmt: skip
     assert reproduce.reliability_table([]) == reproduce.report.UNMEASURED
+    alone = [row | {"options": {"checks": ["inputs"]}, "value": 0.5} for row in rows[2:4]]
+    fewer = [row | {"options": {"checks": ["killed"], "kills": 1}, "n": 1} for row in rows[:1]]
+    again = reproduce.reliability_table(rows + alone + fewer).splitlines()[2:]
+    assert again == [lines[0], "| a mistake | option, file | nothing recorded | 75 of 150 |"]
