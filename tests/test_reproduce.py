@@ -99,8 +99,8 @@ def test_every_readme_block_is_generated():
     assert sorted(markers) == sorted(reproduce.readme_blocks())
 
 
-def commands():
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.DOTALL) + re.findall(r"`(python [^`]*)`", README)
+def commands(pattern=r"```(?:sh|bash)\n(.*?)```|`(python [^`]*)`"):
+    blocks = ["".join(found) for found in re.findall(pattern, README, re.DOTALL)]
     return sorted({line.split("#")[0].strip() for block in blocks for line in block.splitlines() if "python " in line})
 
 
@@ -109,6 +109,24 @@ def test_every_readme_command_parses(command):
     words = [word for word in shlex.split(command)[1:] if word != "-m"]
     script = importlib.import_module(words[0].removesuffix(".py"))
     assert experiment.parse_options(script, words[1:])
+
+
+def options_of(script, words):
+    return storage.plain_options(experiment.parse_options(importlib.import_module(script), words))
+
+
+@pytest.mark.parametrize("script", ["ablate", "constructive_counterfactuals", "targeted_finetuning",
+                                    "latent_counterfactuals", "bench", "growth", "reliability"])
+def test_commands_to_copy_do_not_write_over_the_committed_results(script):
+    """They are steps of the full plan with those very options, or write elsewhere."""
+    planned = [options_of(script, step.arguments) for step in reproduce.FULL.values() if step.script == script]
+    for command in commands(r"```(?:sh|bash)\n(.*?)```()"):
+        name, *words = shlex.split(command)[1:]
+        if name == f"{script}.py":
+            given = options_of(script, words)
+            # the checks of reliability.py are recorded each by itself, and are a step each
+            each = [given | {"checks": [check]} for check in given["checks"]] if "checks" in given else [given]
+            assert given["results"].startswith("results/quick/") or all(one in planned for one in each), command
 
 
 def test_readme_commands_look_for_data_where_fetch_puts_it():
