@@ -14,14 +14,17 @@ import io
 import os
 import secrets
 from html import escape
+from typing import Annotated
 
 from PIL import Image
 
 import demo_actions as actions
 import experiment
 
+Port = Annotated[int, experiment.Check(lambda v: 1 <= v <= 65535, "a whole number from 1 to 65535")]
+
 HOST: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets other machines in
-PORT: experiment.Count = 7860  # port of the page
+PORT: Port = 7860  # port of the page
 
 FIRST = (3, 1, 5)  # digit, its number, target: picked because it works
 STEPS = 100  # of the search, unless asked otherwise: as many as an answer within 2 s allows

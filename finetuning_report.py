@@ -85,7 +85,7 @@ def published_table(records, from_published, size=512):
             ours = [f"{tables.mean(rows, arm=arm, split=split, metric=metric):.5f}" for rows, _ in sources]
             latents = ", latent mean" if metric == "mse" else ""
             lines.append([f"{'zeros' if split == NEW else 'other digits'}, {arm}{latents}", published[column], *ours])
-    return tables.markdown(["MSE, 512 zeros", "published", *(name for _, name in sources)], lines)
+    return tables.markdown([f"MSE, {size} zeros", "published", *(name for _, name in sources)], lines)
 
 
 # --- the claims ---------------------------------------------------------------------------------------

@@ -121,9 +121,9 @@ KINDS = {"gradcam": "Grad-CAM maps of a classifier", "tsne": "t-SNE of a classif
 # --- figures -----------------------------------------------------------------------------------------
 
 
-def readme_alts(readme=README):
+def readme_alts():
     """{path of a figure: its words in README.md}."""
-    found = re.findall(r'<img src="([^"]+)"[^>]*? alt="([^"]+)"', readme.read_text()) if readme.is_file() else []
+    found = re.findall(r'<img src="([^"]+)"[^>]*? alt="([^"]+)"', README.read_text()) if README.is_file() else []
     return {src: html.unescape(alt) for src, alt in found}
 
 

@@ -2,7 +2,7 @@
 
     read(FOLDER)        every record under FOLDER but for its quick/, with the file that it is in
     groups(records)     records that differ only in the seed, or in the sample that was measured, as one Group
-    command_of(group)   the command that measures a group again
+    command_of(record)  the command that measures it again
 
 Rows that nobody can tell apart by arm, split, metric and setting get the options that tell them apart: `telling`.
 """
@@ -289,8 +289,7 @@ def command_of(record):
     given = {name: placed(value, usual[name]) for name, value in given.items()}
     flags = [word for name, value in given.items() if value != (usual | taken)[name]
              for word in flag(name, value, usual[name])]  # fmt: skip
-    called = ["-m", script] if "." in script else [f"{script}.py"]
-    return shlex.join(["python", *called, *flags])
+    return shlex.join(["python", *steps.called(script), *flags])
 
 
 def placed(value, usual):

@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,13 +24,14 @@ import experiment
 import finetuning_report
 import gallery
 import recipes
+import speed_report
 import storage
 import tables
 from cgn import plan, report, report_objects
 from cgn.data import Variant
 from robust_training import report as robust_report
 from robust_training import train as robust_train
-from steps import BENCHES, FAST, FULL, of_cgn, published_step
+from steps import BENCHES, FAST, FULL, called, of_cgn, published_step
 
 QUICK: bool = False  # a smaller setting of every experiment, kept apart from the committed results
 ONLY_TABLES: bool = False  # run nothing: only rebuild README.md from the records
@@ -40,7 +42,6 @@ README = Path("README.md")
 TRAINS = ("train", "cgn.train", "cgn.train_gan", "cgn.train_saliency", "cgn.train_objects", "cgn.train_ensemble",
           "cgn.generate_objects")  # what only makes something for others
 BY_NAME = ("cgn.score_objects", "cgn.evaluate")  # whose records hold the names of files and runs, and no folders
-ATTACKS = ("fgsm", "pgd")  # background swaps of part 6 that are passes of the network
 FILES = {"checkpoint", "classifier"}  # options of which part 5's records keep the file's name, and no folder
 
 
@@ -75,11 +76,6 @@ def textures_name(variant, folder):
     return Variant(variant, textures=folder).textures_name if variant else None
 
 
-def called(script):
-    """How python calls a script: train.py, or -m cgn.train."""
-    return ("-m", script) if "." in script else (f"{script}.py",)
-
-
 class Progress:
     """Where in a plan a run is, and how long the rest may take: a step as long as those that were carried out."""
 
@@ -109,8 +105,9 @@ def carry_out(name, steps, again, progress=None):
     if wanting and not again and all(map(records_of, wanting)):
         print(f"{progress.place(name)} {name}: already in {wanting[-1].results} ({words})", file=sys.stderr)
         return
-    if again:
+    if again:  # what a killed run has left: arms of part 3, the pixel search of part 4
         (Path(step.results) / "partial.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(Path(step.results) / "kept", ignore_errors=True)
     print(f"{progress.place(name)} {name}: {words}", file=sys.stderr)
     started = time.perf_counter()
     if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=experiment.ROOT).returncode:
@@ -249,11 +246,7 @@ def readme_blocks():
         **robust_report.blocks(robust_report.read()),
         "training": training_table(),
         "reliability": reliability_table(storage.read_lines("results/reliability/metrics.jsonl")),
-        "speed": bench_table(),
-        "speed step": step_sentence(),
-        "speed cgn": cgn_sentence(),
-        "speed objects": objects_sentence(),
-        "speed robust": robust_sentence(),
+        **speed_report.blocks(storage.read_lines("results/bench/metrics.jsonl")),
     }
 
 
@@ -299,59 +292,6 @@ def training_table():
     rows = [[row["options"]["run"], row["split"], row["metric"], f"{row['value']:.5g}", row["n"], row["seed"]]
             for row in records if row["options"]["run"] in runs]
     return tables.markdown(["run", "measured on", "what", "value", "n", "seed"], rows)
-
-
-def bench_table():
-    rows = [[row["arm"], row["options"]["baseline"], f"{row['value']:.1f}", row["n"], row["device"]]
-            for row in storage.read_lines("results/bench/metrics.jsonl") if row["metric"] == "speedup"]
-    return tables.markdown(["what", "against", "times faster", "n", "device"], rows)
-
-
-def step_sentence():
-    """What one step of part 4's search costs, alone and in a batch."""
-    rows = {row["metric"]: row for row in storage.read_lines("results/bench/metrics.jsonl")
-            if row["arm"] == "counterfactuals"}
-    steps, n = rows["speedup"]["options"]["steps"], rows["speedup"]["n"]
-    batched = rows["milliseconds_a_sample"]["value"] / steps
-    return (f"One step in the latent space of our RealNVP takes {batched * rows['speedup']['value']:.1f} ms for one "
-            f"image alone and {batched:.1f} ms an image in a batch of {n} (147 ms with the original's RealNVP on 2 "
-            f"cores like these). In float64 both give the same images (a test); in float32 single pixels differ, as "
-            "Adam's first steps have the gradient's sign, which rounding decides where the gradient is all but zero.")
-
-
-def cgn_sentence():
-    """Part 5 in images a second, beside what the originals' own code did on the same kind of machine."""
-    rows = {row["arm"]: row["value"] for row in storage.read_lines("results/bench/metrics.jsonl")
-            if row["metric"] == "images_a_second"}
-    ours = (f"{rows[f'cgn {what}']:,.0f}" for what in ("training", "generation", "classifier"))
-    return ("Part 5 in images a second, on wildlife: {} in training a CGN, {} in generating counterfactuals, {} in "
-            "training a classifier. The original's own code does 37, 800 and 1,500 on 2 cores like these; in the table "
-            "its recipe runs in our code.").format(*ours)
-
-
-def objects_sentence():
-    """The CGN at the scale of ImageNet in images a second, and its share of what the device does in matrices."""
-    rows = {(row["arm"], row["metric"]): row for row in storage.read_lines("results/bench/metrics.jsonl")
-            if row["arm"].startswith("objects, channels-last")}
-    of = lambda what, metric: rows[f"objects, channels-last, {what}", metric]["value"]
-    said = (f"{of(what, 'images_a_second'):,.0f} images a second in {what} "
-            f"({100 * of(what, 'share_of_matrix_rate'):.0f} % of the rate of a large product of matrices)"
-            for what in ("training", "generation"))
-    row = next(iter(rows.values()))
-    return (f"Part 5's CGN of {row['options']['config']} with {row['options']['u2net']}, on {row['device']} in "
-            f"float32: {' and '.join(said)}. On a GPU, at 256 pixels: `python -m cgn.bench_objects --config "
-            "biggan-deep-256 --u2net u2net --batch 8 --results results/quick/mine`.")
-
-
-def robust_sentence():
-    """What augmentation costs in part 6, as shares of a training step."""
-    shares = {row["arm"]: row["value"] for row in storage.read_lines("results/bench/metrics.jsonl")
-              if row["metric"] == "share_of_step"}
-    of = lambda kind: [share for arm, share in shares.items() if arm.startswith(kind) and arm.split()[1] not in ATTACKS]
-    low, high = ([f"{100 * pick(of(kind)):.0f}" for kind in ("counterfactual", "factual")] for pick in (min, max))
-    return (f"Of a training step of part 6, making counterfactuals takes {low[0]} to {high[0]} %, swapping backgrounds "
-            f"{low[1]} to {high[1]} %; fgsm and pgd (5 steps), which are passes of the network itself, "
-            f"{100 * shares['factual fgsm']:.0f} and {100 * shares['factual pgd']:.0f} %.")
 
 
 def main(quick, only_tables, again, published):

@@ -3,6 +3,7 @@
     FULL                   the committed results
     FAST                   fewer samples and seeds, on runs/quick/ and into results/quick/
     published_step(FOLDER), of_cgn(commands)    what published checkpoints and textures add
+    called(script)         how python calls a script
 """
 
 from pathlib import Path
@@ -24,6 +25,11 @@ class Step(NamedTuple):
     arguments: tuple
     results: str
     needed_by: tuple = ()
+
+
+def called(script):
+    """How python calls a script: train.py, or -m cgn.train."""
+    return ("-m", script) if "." in script else (f"{script}.py",)
 
 
 FULL = {

@@ -49,7 +49,7 @@ FLOORS = [
     {"robust_training.plan"},
     {"robust_training.report"},
     {"robust_training.show"},
-    {"bench", "steps", "demo_actions"},
+    {"bench", "steps", "speed_report", "demo_actions"},
     {"growth"},
     {"gallery_records", "gallery_page"},
     {"gallery"},
@@ -81,15 +81,33 @@ def test_every_file_has_its_floor():
     assert set(map(name_of, FILES)) == set(HEIGHT)
 
 
+def imported(path):
+    """Names of our files that a file imports."""
+    names = set()
+    for node in ast.walk(tree(path)):
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else (
+            {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            if isinstance(node, ast.ImportFrom) else set())  # fmt: skip
+    return names & set(HEIGHT)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_import_runs_upward_or_sideways(path):
     """Imports go to lower floors only, which rules out circles; the roof may also import what it runs."""
-    for node in ast.walk(tree(path)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-            [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            if isinstance(node, ast.ImportFrom) else [])  # fmt: skip
-        for name in set(names) & set(HEIGHT):
-            assert HEIGHT[name] < HEIGHT[name_of(path)], f"{path} imports {name}"
+    for name in imported(path):
+        assert HEIGHT[name] < HEIGHT[name_of(path)], f"{path} imports {name}"
+
+
+def test_the_table_of_files_in_the_readme_has_them_in_this_order():
+    """An import goes to a line above, or stays within its line; every file has one line."""
+    text = (ROOT / "README.md").read_text().partition("## What is where")[2].partition("\n## ")[0]
+    lines = [re.findall(r"\]\(([\w/]+)\.py\)", line) for line in text.splitlines() if line.startswith("| [")]
+    places = [(name.replace("/", "."), place) for place, names in enumerate(lines) for name in names]
+    assert sorted(name for name, _ in places) == sorted(HEIGHT)
+    place = dict(places)
+    for path in FILES:
+        for name in imported(path):
+            assert place[name] <= place[name_of(path)], f"{name_of(path)} imports {name}, which stands below it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
