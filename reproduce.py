@@ -4,7 +4,8 @@
     python reproduce.py --quick    # fewer samples and seeds, about 7 min; into runs/quick/ and results/quick/
     python reproduce.py --only-tables   # only the tables, from the records that are there
 
-Prints one table. A step whose records exist with the same options is skipped; --again measures it anew.
+Prints one table, and how long the steps took. A step whose records exist with the same options is skipped; --again
+measures it anew.
 """
 
 import functools
@@ -92,6 +93,12 @@ class Progress:
         rest = len(self.names) - self.names.index(name) - 1
         minutes = rest * sum(self.spent) / len(self.spent) / 60
         return f"{seconds:.0f} s; {rest} steps left, {minutes:.0f} min at this pace, less for what is there"
+
+    def took(self):
+        """How long the steps took that were carried out."""
+        done = len(self.spent)
+        minutes = sum(self.spent) / 60
+        return f"{minutes:.1f} min for {done} steps carried out here, {len(self.names) - done} were there"
 
 
 def carry_out(name, steps, again, progress=None):
@@ -302,8 +309,8 @@ def main(quick, only_tables, again, published):
     if published:
         steps["published checkpoint"] = published_step(published)
         steps |= of_cgn(plan.commands(published))
+    progress = Progress(steps)
     if not only_tables:
-        progress = Progress(steps)
         for name in steps:
             carry_out(name, steps, again, progress)
     if not quick:
@@ -311,6 +318,8 @@ def main(quick, only_tables, again, published):
         gallery.main(gallery.RESULTS, gallery.OUT)
     setting = "quick (few seeds and samples; the committed results are those of `make reproduce`)" if quick else "full"
     print(summary(steps, setting))
+    if not only_tables:
+        print(f"\n{'quick' if quick else 'full'}: {progress.took()}")
 
 
 if __name__ == "__main__":

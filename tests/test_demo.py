@@ -21,6 +21,7 @@ from PIL import Image
 
 import demo
 import demo_actions as actions
+import experiment
 from experiment import UserError
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -425,3 +426,9 @@ def test_the_page_in_a_browser(served, browser, tmp_path):
     assert not errors
     foreign = [url for url in reader.requests() if not url.startswith((served, "data:", "blob:", "chrome:"))]
     assert not foreign
+
+
+def test_a_port_is_one_that_there_is():
+    assert experiment.parse_options(demo, ["--port", "65535"])["port"] == 65535
+    with pytest.raises(UserError, match="a whole number from 1 to 65535, not 65536"):
+        experiment.parse_options(demo, ["--port", "65536"])

@@ -3,6 +3,9 @@
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -59,6 +62,18 @@ def test_a_step_that_is_there_is_not_done_again_and_a_failing_one_stops(tmp_path
     records.save()
     reproduce.carry_out("x", {"x": step}, again=False)
     assert "already in" in capsys.readouterr().err
+
+
+def test_to_measure_again_takes_nothing_from_a_killed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "subprocess", types.SimpleNamespace(DEVNULL=None, run=lambda *_, **__: Done))
+    (tmp_path / "kept").mkdir()
+    for name in ("partial.jsonl", "kept/pixel.pt", "metrics.jsonl"):
+        (tmp_path / name).write_text("")
+    step = Step("ablate", ("--results", str(tmp_path)), str(tmp_path))
+    reproduce.carry_out("x", {"x": step}, again=False)
+    assert len([*tmp_path.iterdir()]) == 3
+    reproduce.carry_out("x", {"x": step}, again=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_training_is_always_called_unless_nobody_needs_it_any_more(tmp_path, capsys, monkeypatch):
@@ -187,6 +202,25 @@ def test_progress_counts_the_steps_and_reckons_with_those_that_were_run():
     assert progress.left("a", 60).startswith("60 s; 3 steps left, 3 min")
     assert progress.left("b", 180).startswith("180 s; 2 steps left, 4 min")
     assert progress.left("d", 60).startswith("60 s; 0 steps left, 0 min")
+    assert progress.took() == "5.0 min for 3 steps carried out here, 1 were there"
+
+
+@pytest.mark.slow
+def test_the_quick_setting_runs_from_nothing_in_less_than_twenty_minutes(tmp_path):
+    """In a copy of what is committed, with the data that are here."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    if not listed:
+        pytest.skip("not a git checkout")
+    for name in listed:
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    done = subprocess.run([sys.executable, "reproduce.py", "--quick"], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=20 * 60)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("Setting: quick")
+    assert f" min for {len(reproduce.FAST)} steps carried out here, 0 were there" in done.stdout
 
 
 def test_promises_are_counted_over_kinds_and_places():

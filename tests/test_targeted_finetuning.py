@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import time
+import types
 
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_only_the_chosen_images_are_seen(model, images):
     other[1] = 1 - other[1]
     a, b = (tf.finetune(model, x, torch.tensor([0, 2]), 1e-3, 2, 0) for x in (images, other))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_samples_from_the_prior_are_compared_with_all_test_digits(monkeypatch):
+    """A decoder that gives its latents back, and features that are the pixels, here two.
+
+    Test digits (0, 0), (2, 0), (0, 2), (2, 2): mean (1, 1), covariance 4/3 on the diagonal. Samples that are the same
+    but for a shift by (3, 4): the distance is 3^2 + 4^2, and what is compared is as many samples as test digits.
+    """
+    digits = torch.tensor([[0.0, 0], [2, 0], [0, 2], [2, 2]])
+    lab = object.__new__(tf.Lab)
+    lab.model = types.SimpleNamespace(noise=lambda n, stream: (digits + torch.tensor([3.0, 4.0]))[:n],
+                                      decode=lambda z: z)  # fmt: skip
+    lab.test, lab.networks, lab.real = digits, {"": None, "inception_": None}, {"": digits.double(),
+                                                                               "inception_": digits[:1].double()}
+    monkeypatch.setattr(tf.metrics, "features", lambda network, images: images.double())
+    rows = lab.measure_samples(lab.model, 0)
+    assert rows == [("all", "frechet_samples", pytest.approx(25, abs=1e-9), 4),
+                    ("all", "inception_frechet_samples", None, 4)]  # fmt: skip
 
 
 def test_every_arm_and_seed_has_its_job():
