@@ -1,8 +1,8 @@
 """Remove a training sample from a VAE by zeroing the parameters its gradient marks most (README, part 1).
 
-    python ablate.py                       # 1 min on 2 cores
-    python ablate.py --fraction 0.001      # zero more; or --count 500, or --threshold 50 as published
-    python ablate.py --against retrain     # compare with models that never saw the sample; 5 min
+    python ablate.py --against retrain     # 5 min on 2 cores: beside models that never saw the sample
+    python ablate.py --results results/quick/mine                      # 1 min: without them
+    python ablate.py --fraction 0.001 --results results/quick/mine     # zero more; or --count 500, --threshold 50
 
 After Constructive Counterfactuals, part 1 (Buckhouse), itself after Ablation Based Counterfactuals (Dai and Gifford
 2024, arXiv 2406.07908). Writes RESULTS/realistic_ablation.png, sweep.png and metrics.jsonl.
