@@ -19,7 +19,7 @@ from torch import nn
 import flows
 import gans
 from experiment import UserError
-from storage import load_weights, model_in, one_of
+from storage import load_weights, make, model_in, one_of
 
 # --- variational autoencoders --------------------------------------------------------------
 
@@ -27,9 +27,9 @@ from storage import load_weights, model_in, one_of
 class VAE(nn.Module):
     """Variational autoencoder (Kingma and Welling 2014) with a Bernoulli likelihood and a Gaussian posterior.
 
-    A subclass sets `encoder` (images to 256 features) and `decoder_input`, `unflatten`, `decoder` (latent to logits,
-    with a last Sigmoid). The latent noise is always an argument: eps (B, latent) standard normal, or None for the
-    latent mean, so that nothing is drawn behind the caller's back, in training mode or not.
+    A subclass sets `encoder` (images of SHAPE to FEATURES numbers) and `decoder_input`, `unflatten`, `decoder` (latent
+    to logits, with a last Sigmoid). The latent noise is always an argument: eps (B, latent) standard normal, or None
+    for the latent mean, so that nothing is drawn behind the caller's back, in training mode or not.
     """
 
     FEATURES = 256
@@ -54,10 +54,11 @@ class VAE(nn.Module):
         return self.posterior(x)[0]
 
     def logits(self, z):
-        """Pixel logits (B, 1, 28, 28); their sigmoid is the image."""
+        """Pixel logits (B, *SHAPE) of latents (B, latent); their sigmoid is the image."""
         return self.decoder[:-1](self.unflatten(self.decoder_input(z)))
 
     def decode(self, z):
+        """Images (B, *SHAPE) in [0, 1] of latents (B, latent)."""
         return torch.sigmoid(self.logits(z))
 
     def sample(self, n, stream):
@@ -75,6 +76,7 @@ class VAE(nn.Module):
         return self.logits(z), mu, logvar
 
     def reconstruct(self, x, eps=None):
+        """Images (B, *SHAPE) in [0, 1] from the latents of images x; eps (B, latent), or None for the latent mean."""
         return torch.sigmoid(self(x, eps)[0])
 
     def loss(self, x, eps=None):
@@ -165,7 +167,11 @@ class ImageVAE(VAE):
         self.decoder = nn.Sequential(nn.ReLU(), *up, nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 
     def loss_and_logits(self, x, eps=None):
-        """Negative ELBO in nats: Gaussian log-likelihood summed over pixels, and the KL; with the pixel logits."""
+        """({"gaussian": (B,), "kl": (B,)}, pixel logits (B, *SHAPE)): the negative ELBO in nats, term by term.
+
+        The Gaussian log-likelihood of Kingma and Welling 2014, appendix C.2, here of fixed deviation, summed over
+        pixels; the KL is that of VAE.loss.
+        """
         logits, mu, logvar = self(x, eps)
         squares = ((torch.sigmoid(logits) - x) / self.deviation).square().flatten(1)
         constant = math.log(2 * math.pi * self.deviation**2)
@@ -179,16 +185,16 @@ MODELS = {"vae": ConvVAE, "linear_vae": LinearVAE, "image_vae": ImageVAE, "realn
           "glow": flows.Glow, "dcgan": gans.DCGAN, "progressive_gan": gans.ProgressiveGAN}  # fmt: skip
 
 
-def build(name, **settings):
-    """A freshly initialised model; raises UserError for a name that is not in MODELS."""
-    return one_of(MODELS, "generative model", name)(**settings)
+def build(name, /, **settings):
+    """A freshly initialised model; raises UserError for a name that is not in MODELS, and settings it does not take."""
+    return make(one_of(MODELS, "generative model", name), **settings)
 
 
-def restore(state, name="vae"):
-    """The model in a checkpoint: train.py's (which names its architecture) or a bare state dict of `name`.
+def restore(state):
+    """The model in a checkpoint: train.py's (which names its architecture) or a bare state dict of a ConvVAE.
 
     Raises UserError, naming the first tensor that does not fit, if the weights are another model's.
     """
     made, settings, weights = model_in(state)
-    model = build(made or name, **(settings or {}))
+    model = build(made or "vae", **(settings or {}))
     return load_weights(model, weights).eval()

@@ -24,7 +24,7 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
 from experiment import UserError
-from storage import load_checkpoint, load_weights, model_in
+from storage import load_checkpoint, load_weights, make, model_in
 
 GROUPS = 8  # of each GroupNorm of SmallResNet
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of [0, 1] pixels, by which torchvision's networks were fed
@@ -341,21 +341,21 @@ def classes_in(weights):
 BACKBONES = {"small": SmallResNet, "bit": BiT}
 
 
-def build(name, classes, **settings):
+def build(name, /, classes, **settings):
     """A freshly initialised backbone: one of BACKBONES, or a classifier of torchvision by its name there.
 
-    settings: width of `small`, frozen of torchvision's. Raises UserError for a name that neither has.
+    settings: width of `small`, frozen of torchvision's. Raises UserError for a name that neither has, or others.
     """
     if name in BACKBONES:
-        return BACKBONES[name](classes, **settings)
+        return make(BACKBONES[name], classes, **settings)
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"no backbone is called {name!r}; there are {', '.join(BACKBONES)} and torchvision's "
                         "classifiers, such as resnet18, resnet50, densenet121, mobilenet_v3_small, efficientnet_b0")
-    return Torchvision(classes, name, **settings)
+    return make(Torchvision, classes, name, **settings)
 
 
 def restore(state):
-    """The backbone in a checkpoint of this package, in evaluation mode; UserError if it does not say which it is."""
+    """The backbone in a checkpoint of part 5 or 6, in evaluation mode; UserError if it does not say which it is."""
     made, settings, weights = model_in(state)
     if made is None or "classes" not in settings:
         raise UserError("this checkpoint does not say which backbone it is of, and for how many classes")

@@ -12,6 +12,7 @@ import torch
 import datasets
 import public_sets
 import stand_ins
+import storage
 from datasets import ROOT
 from experiment import UserError
 
@@ -41,9 +42,7 @@ SETS = {
 
 def find(name):
     """The DataSet of this name; raises UserError, listing the known ones."""
-    if name not in SETS:
-        raise UserError(f"no data set is called {name!r}; there are {', '.join(SETS)}")
-    return SETS[name]
+    return storage.one_of(SETS, "data set", name)
 
 
 def class_number(name, value):
@@ -72,7 +71,7 @@ def load(name, split, device="cpu", attribute=None, uncertain=None, root=ROOT):
     attribute: which of CelebA's attributes or CheXpert's findings is the label; uncertain: see public_sets.chexpert.
     """
     check_labels(name, attribute, uncertain)
-    given = {"attribute" if name == "celeba" else "finding": attribute, "uncertain": uncertain}
+    given = {"attribute": attribute, "uncertain": uncertain}
     return find(name).read(split, device=device, root=root, **{key: value for key, value in given.items() if value})
 
 

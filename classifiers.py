@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from experiment import UserError
-from storage import load_weights, model_in, one_of
+from storage import load_weights, make, model_in, one_of
 
 
 class Classifier(nn.Module):
@@ -25,6 +25,7 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
     def loss(self, x, labels):
+        """{"cross_entropy": (B,)} in nats, of images x (B, C, H, W) in [0, 1] and class numbers labels (B,), int64."""
         return {"cross_entropy": F.cross_entropy(self(x), labels, reduction="none")}
 
 
@@ -93,6 +94,7 @@ class ResidualCNN(Classifier):
         return self(x).squeeze(1)
 
     def loss(self, x, labels):
+        """{"squared_error": (B,)} of counts labels (B,), in squared objects; with classes that of Classifier.loss."""
         if self.counts:
             return {"squared_error": (self.count(x) - labels).square()}
         return super().loss(x, labels)
@@ -130,6 +132,10 @@ class CountingUNet(nn.Module):
         return self(x).flatten(1).sum(1)
 
     def loss(self, x, labels, densities):
+        """{"density": (B,), "count": (B,)} of images x (B, 3, H, W) in [0, 1]; both terms as the class says.
+
+        labels (B,): counts; densities (B, 1, H, W): maps that sum to them.
+        """
         maps = self(x)
         squares = (maps - densities).square().flatten(1).sum(1)
         return {"density": self.WEIGHT * squares, "count": 0.1 * (maps.flatten(1).sum(1) - labels).square()}
@@ -170,9 +176,9 @@ MODELS = {"mnist_cnn": MnistCNN, "attribute_cnn": AttributeCNN, "residual_cnn": 
           "counting_unet": CountingUNet, "class_autoencoders": ClassAutoencoders}  # fmt: skip
 
 
-def build(name, **settings):
-    """A freshly initialised classifier; raises UserError for a name that is not in MODELS."""
-    return one_of(MODELS, "classifier", name)(**settings)
+def build(name, /, **settings):
+    """A freshly initialised classifier; raises UserError for a name not in MODELS, and settings it does not take."""
+    return make(one_of(MODELS, "classifier", name), **settings)
 
 
 def restore(state):

@@ -88,5 +88,5 @@ def real_rows(goal, labels):
         wanted = goal[torch.tensor([i], device=labels.device)].meets(labels.unsqueeze(0))[0].nonzero().squeeze(1)
         if not len(wanted):
             raise UserError("no real image is what was asked for: there is nothing to compare with")
-        found.append(wanted[i * 7919 % len(wanted)])  # a prime: positions repeat only after all were taken
+        found.append(wanted[i * 7919 % len(wanted)])  # a prime: two take the same if len(wanted) divides i - j
     return torch.stack(found)

@@ -85,6 +85,10 @@ def judges_of(found, seed, device):
     """The Judges of a data set, from the run folders of their recipes."""
     load = lambda model, data: train.load(recipes.run_of(model, data), model, data, device)[0]
     oracle, classes = load("residual_cnn", found.data), catalogue.find(found.data).classes
+    theirs, ours = oracle.state_dict(), found.classifier.state_dict()
+    if theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours):
+        raise experiment.UserError("the oracle is the very network that is explained: train one with another --seed "
+                                   "and --run, and name that as --classifier")
     train_set = catalogue.load(found.data, "train", device, **found.which)
     part = datasets.draw(train_set, min(KNOWN, len(train_set)), seed, "known")
     features = torch.cat([metrics.features(oracle, catalogue.unit(x)) for x in part.images.split(metrics.BATCH)])
@@ -125,10 +129,11 @@ def kept_search(folder, found, lr, steps, cases, goal, proximity, batch):
     """
     parts = [*found.classifier.state_dict().values(), cases.images, goal.threshold,
              cases.targets if cases.targets is not None else goal.directions]  # fmt: skip
-    digest = hashlib.sha256(repr((lr, steps, proximity, batch)).encode())
+    device = cases.images.device  # which has a part in the last digits, and in the seconds
+    digest = hashlib.sha256(repr((lr, steps, proximity, batch, storage.device_name(device))).encode())
     for part in parts:
         digest.update(part.cpu().numpy().tobytes())
-    path, device = folder / "kept" / f"pixel_{found.data}_{digest.hexdigest()[:16]}.pt", cases.images.device
+    path = folder / "kept" / f"pixel_{found.data}_{digest.hexdigest()[:16]}.pt"
     if not path.is_file():
         outcome, _, _, seconds = timed_search(None, lr, steps, cases, goal, proximity, batch)
         storage.save_checkpoint(path, outcome._asdict() | {"seconds": seconds})
@@ -149,8 +154,8 @@ def measure_arm(cases, goal, judges, outcome, made, points, seconds):
 
 
 def fid(judges, goal, features):
-    """Fréchet distance to real images of what was asked for, in the oracle's features."""
-    return metrics.frechet_distance(features, judges.known[judged.real_rows(goal, judges.labels).cpu()])
+    """Fréchet distance to real images of what was asked for, in the oracle's features; None for too few images."""
+    return metrics.frechet_if_enough(features, judges.known[judged.real_rows(goal, judges.labels).cpu()])
 
 
 def real_arm(cases, goal, judges):

@@ -109,10 +109,14 @@ def training_split(held_out, n, n_validation, seed, device="cpu", root=ROOT):
 def split(digits, held_out, n, n_validation, seed):
     """Two disjoint parts of digits (or of any set with labels), without the classes held_out, of n and n_validation.
 
-    Drawn from the stream "split" of the seed; n None takes all that validation leaves.
+    Drawn from the stream "split" of the seed; n None takes all that validation leaves. Raises UserError
+    if that is none.
     """
     digits = digits[~of_class(digits, *held_out)] if held_out else digits
     n = len(digits) - n_validation if n is None else n
+    if n < 1:
+        raise experiment.UserError(f"{n_validation} of {len(digits)} images are kept for validation, which leaves "
+                                   "none to train on: --n-validation takes fewer")
     drawn = draw(digits, n + n_validation, seed, "split")
     return drawn[:n], drawn[n:]
 

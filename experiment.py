@@ -140,7 +140,7 @@ def run(main, argv=None):
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        line, code = f"cannot write {error.filename or 'a result'}: {error.strerror}", 2
+        line, code = f"cannot read or write {error.filename or 'a result'}: {error.strerror}", 2
     print(f"{_name(script)}: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -231,8 +231,9 @@ class Terms:
             self.bad[name] = self.bad.get(name, 0) + ~torch.isfinite(value)
 
     def means(self, steps, where, advice="a smaller --lr is worth a try"):
-        """{name: mean over so many steps}; raises UserError for a term that was not finite in one of them.
+        """{name: sum over so many steps / steps}; raises UserError for a term that was not finite in one of them.
 
+        So a step in which a term was not added counts as one in which it was 0.
         Where several were not, the one that was so most often, which is the one that was so first.
         """
         first = max(self.bad, key=lambda name: int(self.bad[name]), default=None)

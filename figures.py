@@ -1,6 +1,7 @@
 """Figures: grids of images with what they show written beside them, and curves with bands. Nothing is global.
 
-Every function writes one PNG atomically. Colours are Okabe and Ito's, which survive colour blindness and grey print.
+All but change_map write one file atomically, a PNG, and `animation` a GIF. Colours are Okabe and Ito's, which survive
+colour blindness and grey print.
 """
 
 import io

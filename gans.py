@@ -91,7 +91,8 @@ class GAN(nn.Module):
 
         All images and starts go at once: `starts` latents an image for `trial` steps, then the best of them for the
         rest, until every mean squared error is below `good`. Keeps each image's best latent. The starts are a fixed
-        stream: the same image has the same latent.
+        stream: the same images have the same latents. But an image that is below `good` already goes on improving
+        while others beside it are not, so that its latent depends a little on which these are.
         """
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"this {type(self).__name__} takes images (B, {', '.join(map(str, self.shape))}), "
@@ -280,7 +281,11 @@ class ProgressiveGAN(GAN):
         self._finish(_Generator(shape[0], base, stages, latent, width), _Discriminator(shape[0], base, stages, width))
 
     def grow(self, progress):
-        """Half of the training grows, in equal parts for each resolution (half fading, half settled)."""
+        """Half of the training grows, in equal parts for each resolution (half fading, half settled).
+
+        Called once an epoch (tasks.py): with few epochs hardly one of them is fading; of the six of the recipe, at 28
+        pixels, none. best.pt is chosen over all epochs, whatever their resolution: a coarse one may be the best.
+        """
         stages = self.generator.stages
         passed = min(progress * 2, 1.0) * (stages + 1)  # the first resolution takes one part as well
         whole = int(passed)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from PIL import ImageOps
 
 import architecture
 import catalogue
+import classifiers
 import counterfactual_study
 import experiment
 import figures
@@ -40,7 +42,7 @@ IMAGE: Path | None = None  # an image file of any mode and size; by default --in
 INDEX: experiment.Index = 0  # of a test image
 COUNT: experiment.Count | None = None  # this many test images at once, measured by independent judges
 RUN: Path | None = None  # run folder of the generative model; by default its recipe's
-CLASSIFIER: Path | None = None  # run folder of the classifier or counter; by default the data set's
+CLASSIFIER: Path | None = None  # run folder of any classifier or counter of the data set; by default its usual one
 
 # --- the goal -------------------------------------------------------------------------------------
 TARGET: str | None = None  # a class, by name or number; by default the next one, for many images a random other one
@@ -68,6 +70,7 @@ SEARCH = {
     "strokes": {FLOW: (5e-2, 150), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (7e-4, 1000)},
     "crowds": {FLOW: (5e-2, 60), GAN: (2e-2, 250), VAE: (2e-2, 250), PIXEL: (4e-3, 125)},
 }
+USUAL = SEARCH["strokes"]  # of a set without a line
 STOPS = {"mall": (10.0, 0.01), "crowds": (15.0, 5.0)}  # counts to stop at, upwards and downwards; published for mall
 CONFIDENCE = 0.99  # published
 MIDDLE = 10  # of the counts of crowds
@@ -96,23 +99,37 @@ def kind_of(model):
     return FLOW if isinstance(model, flows.Flow) else GAN if isinstance(model, gans.GAN) else VAE
 
 
+def usual_classifier(dataset):
+    """The name of the model that is explained where no --classifier is given."""
+    classes = catalogue.find(dataset).classes
+    others = "counting_unet" if classes is None else "attribute_cnn" if len(classes) == 2 else "residual_cnn"
+    return CLASSIFIERS.get(dataset, others)
+
+
+def load_classifier(dataset, run, device):
+    """(what is explained, options it was trained with): the usual classifier, or any of the data set in the run given.
+
+    Class autoencoders see no classes and cannot be explained.
+    """
+    usual = usual_classifier(dataset)
+    others = [name for name, made in classifiers.MODELS.items() if made is not classifiers.ClassAutoencoders]
+    return train.load(run or recipes.run_of(usual, dataset), usual, dataset, device, others if run else ())
+
+
 def set_up(dataset, model, space, run, classifier, steps, lr, device):
     """The Search of these options; raises UserError for unknown names, and for checkpoints of something else."""
-    catalogue.find(dataset)
-    judge = CLASSIFIERS[dataset]
-    judge, options = train.load(classifier or recipes.run_of(judge, dataset), judge, dataset, device)
+    judge, options = load_classifier(dataset, classifier, device)
     name = model or ("realnvp" if dataset == "mnist" else "glow")
-    if name not in architecture.MODELS:
-        known = ", ".join(architecture.MODELS)
-        raise experiment.UserError(f"no generative model is called {name!r}; there are {known}")
+    storage.one_of(architecture.MODELS, "generative model", name)
     generator = None
     if space == "latent":
         generator, _ = train.load(run or recipes.run_of(name, dataset), name, dataset, device)
     for network in filter(None, (judge, generator)):
         network.requires_grad_(False)  # only points move
-    rate, most = SEARCH[dataset][kind_of(generator)]
+    known = SEARCH.get(dataset, USUAL)
+    rate, most = known[kind_of(generator)]
     return Search(dataset, judge, generator, "pixel" if space == "pixel" else name, lr or rate,
-                  most if steps is None else steps, SEARCH[dataset][PIXEL], train.which(options))
+                  most if steps is None else steps, known[PIXEL], train.which(options))
 
 
 # --- one image ----------------------------------------------------------------------------------------
@@ -126,7 +143,7 @@ def one_image(data, image, index, which, device):
         if index >= len(test):
             raise experiment.UserError(f"--index {index}: the test split of {data} has {len(test)} images")
         return catalogue.unit(test.images[index : index + 1]), f"test image {index}", ""
-    picture = public_sets.open_image(image)
+    picture = ImageOps.exif_transpose(public_sets.open_image(image))  # as its camera was held
     said = f"{image}: {picture.mode} {picture.width} x {picture.height}"
     tensor = public_sets.to_tensor(picture, shape).unsqueeze(0).to(device)
     wanted = f"{'L' if shape[0] == 1 else 'RGB'} {shape[2]} x {shape[1]}"
@@ -157,6 +174,8 @@ def count_goal(found, counts, maximize, minimize, stop_at):
     """The goal of images with these counts (B,): all up, all down, or up from below the middle and else down."""
     if maximize and minimize:
         raise experiment.UserError("--maximize and --minimize exclude each other")
+    if stop_at is None and found.data not in STOPS:
+        raise experiment.UserError(f"there is no usual count to stop at for {found.data}: say --stop-at")
     up = counts < MIDDLE if not (maximize or minimize) else torch.full_like(counts, maximize, dtype=torch.bool)
     most, least = STOPS[found.data] if stop_at is None else (stop_at, stop_at)
     directions = torch.where(up, 1.0, -1.0)
@@ -231,21 +250,30 @@ def all_targets(found, image, name, stop_at, proximity, results):
                        "the largest change", heat)  # fmt: skip
 
 
+def refuse_ignored(given, used, where):
+    """Raise UserError for an option that differs from its default although nothing here uses it."""
+    for name, value in given.items():
+        if name not in used and value != globals()[name.upper()]:
+            raise experiment.UserError(f"--{name.replace('_', '-')} has no part {where}: leave it out")
+
+
 def main(dataset, model, space, image, index, count, run, classifier, target, maximize, minimize, stop_at, steps, lr,
          proximity, batch, seed, device, results):
     given = {k: v for k, v in locals().items() if k not in ("device", "results", "index", "image")}
     device = experiment.pick_device(device)
     if dataset == "helix":
+        refuse_ignored(given | {"image": image, "index": index}, {"dataset", "count", "seed"}, "on the helix")
         print(helix.measure(count or ATTACKS, seed, {"dataset": dataset, "count": count, "seed": seed}, results))
         return
-    if dataset not in catalogue.SETS:
-        raise experiment.UserError(f"no data set is called {dataset!r}; there are {', '.join(catalogue.SETS)}, helix")
+    storage.one_of(catalogue.SETS | {"helix": helix}, "data set", dataset)
     if target is not None:
         catalogue.class_number(dataset, target)
     if (maximize or minimize) and catalogue.find(dataset).classes:
         raise experiment.UserError(f"{dataset} has classes, it is not counted: say --target instead")
     if count and image:
         raise experiment.UserError("--image is one image, --count many: leave out one of them")
+    if count:
+        refuse_ignored({"index": index}, (), "where --count draws the images")
     found = set_up(dataset, model, space, run, classifier, steps, lr, device)
     if count:
         many(found, given, target, maximize, minimize, stop_at, count, proximity, batch, seed, device, results)

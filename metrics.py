@@ -24,7 +24,7 @@ def per_image(function, images, eps=None, batch=BATCH):
 
 
 def mean_squares(made, truth):
-    """Mean squared difference of each pair of images, (N,)."""
+    """Mean squared difference of each pair of images (N, C, H, W), (N,), in squared units of a pixel."""
     return (made - truth).square().flatten(1).mean(1)
 
 
@@ -56,7 +56,7 @@ def errors(model, images, eps=None):
 
 @torch.no_grad()
 def accuracy(classifier, digits, batch=BATCH):
-    """Share of the digits whose label the classifier ranks first."""
+    """Share, 0 to 1, of the digits (images (N, C, H, W) in [0, 1]) whose label the classifier ranks first."""
     classifier.eval()
     right = [(classifier(x).argmax(1) == y).sum() for x, y in zip(digits.images.split(batch),
                                                                  digits.labels.split(batch), strict=True)]
@@ -74,7 +74,10 @@ def features(classifier, images, batch=BATCH):
 
 
 def moments(feats):
-    """Mean (F,) and covariance (F, F) of features (N, F); raises UserError where N < F, as it would be singular."""
+    """Mean (F,) and covariance (F, F) of features (N, F); raises UserError where N < F.
+
+    The rank of the covariance is at most N - 1: of fewer images it would say nothing in many directions.
+    """
     n, dim = feats.shape
     if n < dim:
         raise UserError(f"a Fréchet distance of {dim} features needs at least {dim} images, not {n}; "
@@ -95,11 +98,16 @@ def frechet_distance(a, b):
     return max(0.0, float((mu_a - mu_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross))
 
 
-def kernel_distance(a, b, subset, stream, subsets=50):
-    """(mean, standard error) of the squared kernel distance between features a (N, F) and b (M, F).
+def frechet_if_enough(a, b):
+    """frechet_distance, or None where there are fewer images than features."""
+    return frechet_distance(a, b) if min(len(a), len(b)) >= a.shape[1] else None
 
-    The unbiased estimate with kernel (x.y / F + 1)^3 (Binkowski et al. 2018, section 4), over random subsets of
-    equal size drawn from the torch.Generator `stream`; around 0 for equal distributions, and then also below.
+
+def kernel_distance(a, b, subset, stream, subsets=50):
+    """The squared kernel distance between features a (N, F) and b (M, F).
+
+    The unbiased estimate with kernel (x.y / F + 1)^3 (Binkowski et al. 2018, section 4), averaged over random subsets
+    of equal size drawn from the torch.Generator `stream`; around 0 for equal distributions, and then also below.
     """
     if min(len(a), len(b)) < subset or subset < 2:
         raise UserError(f"a kernel distance over subsets of {subset} needs as many images, at least 2, "
@@ -108,7 +116,7 @@ def kernel_distance(a, b, subset, stream, subsets=50):
         _mmd(a[torch.randperm(len(a), generator=stream)[:subset]], b[torch.randperm(len(b), generator=stream)[:subset]])
         for _ in range(subsets)
     ], dtype=torch.double)  # fmt: skip
-    return float(values.mean()), float(values.std() / subsets**0.5)
+    return float(values.mean())
 
 
 def _mmd(a, b):

@@ -7,6 +7,7 @@
 None is needed for anything else in this repository. Where each is put by hand is in README.md, "Data".
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -56,7 +57,8 @@ def to_tensor(image, shape, crop=None):
     channels, height, width = shape
     if image.mode in ("I", "I;16", "F"):  # 16-bit and float greys, which convert() would cut off
         grey = numpy.asarray(image, dtype=numpy.float64)
-        image = Image.fromarray((255 * grey / (65535 if grey.max() > 255 else 255)).clip(0, 255).astype(numpy.uint8))
+        white = 65535 if grey.max() > 255 else 1 if image.mode == "F" and grey.max() <= 1 else 255
+        image = Image.fromarray((255 * grey / white).clip(0, 255).astype(numpy.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -72,16 +74,22 @@ def to_tensor(image, shape, crop=None):
 
 
 def _read_all(paths, shape, crop, cache):
-    """uint8 images (N, C, H, W) of the files, from the cache if it was made of the very same list of files."""
+    """uint8 images (N, C, H, W) of the files, from the cache if it was made of the very same list of files.
+
+    A cache that is damaged is made anew, one that cannot be written is gone without. UserError if there are no files.
+    """
+    if not paths:
+        raise experiment.UserError(f"{cache.parent} has no images of this split")
     key = hashlib.sha256(repr((list(map(str, paths)), shape, crop)).encode()).hexdigest()[:16]
     cache = cache.with_name(f"{cache.name}_{key}.npy")
-    if cache.exists():
+    with contextlib.suppress(Exception):  # absent, or damaged, of which numpy raises half a dozen kinds
         return torch.from_numpy(numpy.load(cache, allow_pickle=False))
     images = torch.stack([to_tensor(open_image(path), shape, crop)
                           for path in tqdm(paths, desc=f"reading {cache.parent.name}", unit="image", disable=None)])
     buffer = io.BytesIO()
     numpy.save(buffer, images.numpy())
-    storage.write_atomically(cache, buffer.getvalue())
+    with contextlib.suppress(experiment.UserError):  # a folder of data may be read-only
+        storage.write_atomically(cache, buffer.getvalue())
     return images
 
 
@@ -119,25 +127,26 @@ def celeba(split, attribute="Blond_Hair", size=64, device="cpu", root=ROOT):
 # --- CheXpert ----------------------------------------------------------------------------------------
 
 
-def chexpert(split, finding="Cardiomegaly", uncertain="ignore", size=128, device="cpu", root=ROOT):
+def chexpert(split, attribute="Cardiomegaly", uncertain="ignore", size=128, device="cpu", root=ROOT):
     """CheXpert (Irvin et al. 2019): frontal chest radiographs with (1) or without (0) a finding, Digits of uint8.
 
-    split: "train" (train.csv) or "test" (valid.csv, the released set that radiologists labelled). A blank label is
-    negative; an uncertain one (-1) leaves the image out ("ignore", the default), or counts as "zeros" or "ones".
+    split: "train" (train.csv) or "test" (valid.csv, the released set that radiologists labelled). attribute: the
+    finding. A blank label is negative; an uncertain one (-1) leaves the image out ("ignore", the default), or counts
+    as "zeros" or "ones".
     The largest centred square is resized to size x size.
     """
     if uncertain not in UNCERTAIN:
         raise experiment.UserError(f"uncertain labels can be {', '.join(UNCERTAIN)}, not {uncertain!r}")
     folder = Path(root) / "CheXpert-v1.0-small"
     file = folder / ("train.csv" if split == "train" else "valid.csv")
-    rows = list(csv.DictReader(_lines(file, "CheXpert")))
-    known = [name for name in (rows[0] if rows else ())][5:]
-    if finding not in known:
-        raise experiment.UserError(f"CheXpert has no finding {finding!r}; there are {', '.join(known)}")
+    rows = csv.DictReader(_lines(file, "CheXpert"))
+    known = list(rows.fieldnames or ())[5:]
+    if attribute not in known:
+        raise experiment.UserError(f"CheXpert has no finding {attribute!r}; there are {', '.join(known)}")
     meaning = {"": 0, "0": 0, "1": 1, "-1": {"ignore": None, "zeros": 0, "ones": 1}[uncertain]}
     paths, labels = [], []
     for row in rows:
-        label = meaning[row[finding].strip().removesuffix(".0")]
+        label = meaning[row[attribute].strip().removesuffix(".0")]
         if row["Frontal/Lateral"] == "Frontal" and label is not None:
             paths.append(folder.parent / row["Path"])  # Path starts with the name of the folder
             labels.append(label)

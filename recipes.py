@@ -9,25 +9,26 @@ import inspect
 import architecture
 import catalogue
 import classifiers
+import storage
 from experiment import UserError
 
 COMMON = {"held_out": (), "n": None, "n_validation": 1000, "batch": 64, "schedule": "cosine"}
 
 USUAL = COMMON | {"epochs": 10, "lr": 1e-3}  # of a model without a line below
 
+# n, epochs, batch, lr published; n_validation published: the test set, which we do not touch
+DIGIT_VAE = {"n": 512, "held_out": (0,), "epochs": 100, "batch": 64, "lr": 1e-3, "n_validation": 1024,
+             "schedule": "constant"}  # fmt: skip
+
 MODELS = {
-    # n, epochs, batch, lr published; n_validation published: the test set, which we do not touch
-    "vae": {"n": 512, "held_out": (0,), "epochs": 100, "batch": 64, "lr": 1e-3, "n_validation": 1024,
-            "schedule": "constant"},
-    "linear_vae": {"n": 512, "held_out": (0,), "epochs": 100, "batch": 64, "lr": 1e-3, "n_validation": 1024,
-                   "schedule": "constant"},
+    "vae": DIGIT_VAE,
+    "linear_vae": DIGIT_VAE,
     "image_vae": USUAL | {"batch": 128},
     "realnvp": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
     "glow": COMMON | {"epochs": 10, "lr": 2e-3, "clip": 1.0},
     "dcgan": COMMON | {"epochs": 2, "lr": 2e-4, "schedule": "constant"},
     "progressive_gan": COMMON | {"epochs": 6, "lr": 1e-3, "schedule": "constant"},
-    "mnist_cnn": {"n": 55_000, "held_out": (), "n_validation": 5_000, "epochs": 12, "batch": 128, "lr": 2e-3,
-                  "schedule": "cosine"},
+    "mnist_cnn": COMMON | {"n": 55_000, "n_validation": 5_000, "epochs": 12, "batch": 128, "lr": 2e-3},
     "attribute_cnn": COMMON | {"epochs": 4, "lr": 1e-3, "batch": 128},
     "residual_cnn": COMMON | {"epochs": 2, "lr": 2e-3, "batch": 128},
     "counting_unet": COMMON | {"epochs": 5, "lr": 2e-3, "batch": 32},
@@ -71,10 +72,7 @@ def run_of(model, data):
 
 def model_class(name):
     """The class of the model of this name; raises UserError, listing the known ones."""
-    known = architecture.MODELS | classifiers.MODELS
-    if name not in known:
-        raise UserError(f"no model is called {name!r}; there are {', '.join(known)}")
-    return known[name]
+    return storage.one_of(architecture.MODELS | classifiers.MODELS, "model", name)
 
 
 def for_pair(model, data):

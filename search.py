@@ -80,8 +80,8 @@ class Outcome(NamedTuple):
 
     @property
     def reached(self):
-        """(B,) boolean: the goal was reached by the search."""
-        return torch.tensor([status == REACHED for status in self.status], device=self.steps.device)
+        """(B,) boolean: the goal is met, by the search or by the image as it was."""
+        return torch.tensor([status != FAILED for status in self.status], device=self.steps.device)
 
 
 def joined(outcomes):

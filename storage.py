@@ -7,6 +7,7 @@ disk full, a file damaged or malicious, is a UserError of one line, and what was
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -52,9 +53,9 @@ def _sync_folder(folder):
 
 
 @contextlib.contextmanager
-def locked(folder, wait):
-    """Hold a folder within the block; wait for another process that holds it, or raise BlockingIOError at once."""
-    held = os.open(folder, os.O_RDONLY)  # freed by the system, however the process ends
+def locked(path, wait):
+    """Hold a folder or file within the block; wait for a process that holds it, or raise BlockingIOError at once."""
+    held = os.open(path, os.O_RDONLY)  # freed by the system, however the process ends
     try:
         fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -124,6 +125,15 @@ def one_of(models, kind, name):
     if name not in models:
         raise UserError(f"no {kind} is called {name!r}; there are {', '.join(models)}")
     return models[name]
+
+
+def make(kind, /, *given, **settings):
+    """kind(*given, **settings); UserError where it takes no such settings, as those of a foreign checkpoint."""
+    try:
+        inspect.signature(kind).bind(*given, **settings)
+    except TypeError as error:
+        raise UserError(f"a {kind.__name__} cannot be made with these settings: {error}") from None
+    return kind(*given, **settings)
 
 
 def load_weights(model, weights):
@@ -209,8 +219,8 @@ def read_json(path):
 def read_lines(path):
     """The complete lines of a .jsonl file as dicts; one cut off by a crash is left out, an absent file is empty."""
     path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise UserError(f"{path} holds a line that is no JSON: {error}; restore the file or delete it") from None

@@ -122,23 +122,19 @@ class Lab:
             made = metrics.features(network, sampled)
             for split, part in self.splits.items():
                 real, mine, n = self.real[name][part.cpu()], made[part.cpu()], int(part.sum())
-                rows.append((split, f"{name}frechet", distance(real, mine), n))
+                rows.append((split, f"{name}frechet", metrics.frechet_if_enough(real, mine), n))
                 if everything and not name:
                     stream = experiment.generator(seed, f"kernel subsets/{split}")
-                    value, _ = metrics.kernel_distance(real, mine, min(500, n), stream)
+                    value = metrics.kernel_distance(real, mine, min(500, n), stream)
                     rows.append((split, "kernel_distance", value, n))
         return rows + (self.measure_samples(model, seed) if everything else [])
 
     def measure_samples(self, model, seed):
         z = model.noise(len(self.test), experiment.generator(seed, "prior samples"))
         samples = metrics.per_image(lambda x, _: model.decode(x), z)
-        return [("all", f"{name}frechet_samples", distance(self.real[name], metrics.features(network, samples)), len(z))
+        return [("all", f"{name}frechet_samples",
+                 metrics.frechet_if_enough(self.real[name], metrics.features(network, samples)), len(z))
                 for name, network in self.networks.items()]
-
-
-def distance(real, made):
-    """The Fréchet distance, or None where there are fewer images than features."""
-    return metrics.frechet_distance(real, made) if len(real) >= real.shape[1] else None
 
 
 # --- the jobs: one finetuning each, spread over processes ------------------------------------------------------

@@ -1,7 +1,7 @@
 """What each kind of model minimises, how a step of it goes, and what is measured when it is trained.
 
     draws(model, n, stream)              the random numbers of n images, drawn once an epoch
-    terms(model, batch, draws)           {name: (B,)}: the loss, term by term; draws None: without noise or dropout
+    terms(model, batch, draws)           {name: (B,)}: the loss, term by term; draws None: without noise or distortion
     step(model, optimizer, batch, ...)   one step of the optimiser
     validate(model, digits)              {name: mean}: the terms on data kept from training; their sum picks the best
     measure(model, test, seed)           (split, metric, value, n) of the finished model on the test split
@@ -93,8 +93,9 @@ class Reconstruction(Task):
     def measure(cls, model, test, seed):
         images = unit(test.images)
         noise = model.noise(len(images), experiment.generator(seed, "evaluation noise"))
-        yield "test", "negative_elbo", float(metrics.vae_losses(model, images, noise).double().mean()), len(images)
-        yield "test", "mse", float(metrics.squared_errors(model, images).double().mean()), len(images)
+        elbos, squares = metrics.vae_losses(model, images, noise), metrics.squared_errors(model, images)
+        yield "test", "negative_elbo", float(elbos.cpu().double().mean()), len(images)
+        yield "test", "mse", float(squares.cpu().double().mean()), len(images)
 
 
 class Density(Task):
@@ -145,10 +146,6 @@ class Adversarial(Task):
     def begin(model, progress):
         model.grow(progress)
 
-    @staticmethod
-    def terms(model, batch, draws):
-        return model.loss(unit(batch.images), draws.chunk(2, 1)[0])
-
     @classmethod
     def step(cls, model, optimizer, batch, draws, clip=None):
         first, second = draws.chunk(2, 1)
@@ -180,7 +177,7 @@ class Adversarial(Task):
             made = model.sample(n, experiment.generator(seed, "evaluation samples"))
         yield "test", "sliced_wasserstein", metrics.sliced_wasserstein(made, unit(test.images[:n])), n
         half = len(test) // 2
-        real = metrics.sliced_wasserstein(unit(test.images[:half][:n]), unit(test.images[half:][:n]))
+        real = metrics.sliced_wasserstein(unit(test.images[:half][:n]), unit(test.images[half : 2 * half][:n]))
         yield "real against real", "sliced_wasserstein", real, min(half, n)
 
 
@@ -234,7 +231,7 @@ class Counting(Supervised):
     @classmethod
     def measure(cls, model, test, seed):
         counts = metrics.per_image(lambda x, _: model.count(unit(x)), test.images)
-        yield "test", "mean_absolute_error", float((counts - test.labels).abs().double().mean()), len(test)
+        yield "test", "mean_absolute_error", float((counts - test.labels).abs().cpu().double().mean()), len(test)
 
 
 class Autoencoding(Supervised):

@@ -10,6 +10,7 @@ epoch with the lowest loss on a validation split of the training set; the test s
 killed goes on from last.pt and ends with the same bytes: every draw comes from a stream named by seed and epoch.
 """
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -82,10 +83,11 @@ def load_classifier(run, device):
     return classifiers.restore(storage.load_checkpoint(Path(run) / "ckpt/best.pt")).to(device)
 
 
-def load(run, model, data, device):
+def load(run, model, data, device, others=()):
     """(model in evaluation mode, options it was trained with) of a run folder, which must hold `model` of `data`.
 
-    Raises UserError that names what is there and what is wanted, if that differs.
+    others: names of models that will do as well. Raises UserError that names what is there and what is wanted, if that
+    differs.
     """
     path = Path(run) / "ckpt/best.pt"
     if not path.is_file():
@@ -94,10 +96,10 @@ def load(run, model, data, device):
     options = state.get("options")
     if not isinstance(options, dict) or not {"model", "data"} <= options.keys():
         raise experiment.UserError(f"{path} does not say which model of which data set it holds; train.py's do")
-    if (options["model"], options["data"]) != (model, data):
+    if options["model"] not in (model, *others) or options["data"] != data:
         raise experiment.UserError(f"{run} holds {options['model']} trained on {options['data']}, and {model} trained "
                                    f"on {data} is needed")
-    return home_of(model).restore(state).to(device), options
+    return home_of(options["model"]).restore(state).to(device), options
 
 
 # --- learning -------------------------------------------------------------------------------
@@ -128,16 +130,16 @@ def learn_epoch(model, optimizer, digits, batch, seed, epoch, omit=None, clip=No
     task = tasks.of(model)
     device = digits.images.device
     order = torch.randperm(len(digits), generator=experiment.generator(seed, f"order/{epoch}"))
-    draws = task.draws(model, len(digits), experiment.generator(seed, f"noise/{epoch}")).to(device)
+    draws = task.draws(model, len(digits), experiment.generator(seed, f"noise/{epoch}"))  # an epoch's stay on the CPU
     dropout = experiment.seeded(seed, f"dropout/{epoch}")
     totals = {}
     model.train()
     with dropout:
         for index in order.split(batch):
-            index = (index if omit is None else index[index != omit]).to(device)
+            index = index if omit is None else index[index != omit]
             if not len(index):  # a batch of the one digit that is left out
                 continue
-            terms = task.step(model, optimizer, digits[index], draws[index], clip)
+            terms = task.step(model, optimizer, digits[index.to(device)], draws[index].to(device), clip)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach().sum()
     return _finite({name: float(total) / (len(digits) - (omit is not None)) for name, total in totals.items()}, epoch)
@@ -229,28 +231,27 @@ def go_on(run, digits, validation, checkpoint_every):
     """The epochs that a run still lacks; yields the log line of each, which is written by then."""
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes two seconds
 
-    o = run.options
+    o, saved = run.options, time.perf_counter()
     board = SummaryWriter(run.folder.path / "tensorboard", purge_step=run.epoch + 1)
-    saved = time.perf_counter()
-    for epoch in range(run.epoch + 1, o["epochs"] + 1):
-        started = time.perf_counter()
-        terms = run_epoch(run.model, run.optimizer, digits, o, epoch)
-        checked = _finite(validate(run.model, validation), epoch)
-        line = {"epoch": epoch} | terms | {f"validation_{name}": value for name, value in checked.items()}
-        line |= {"validation": sum(checked.values()), "seconds": time.perf_counter() - started}
-        run.note(line)
-        for name, value in line.items():
-            board.add_scalar(name, value, epoch)
-        due = epoch % checkpoint_every == 0 if checkpoint_every else time.perf_counter() - saved > SAVE_AFTER
-        if due or epoch == o["epochs"]:
-            board.flush()
+    with run.log, contextlib.closing(board):
+        for epoch in range(run.epoch + 1, o["epochs"] + 1):
+            started = time.perf_counter()
+            terms = run_epoch(run.model, run.optimizer, digits, o, epoch)
+            checked = _finite(validate(run.model, validation), epoch)
+            line = {"epoch": epoch} | terms | {f"validation_{name}": value for name, value in checked.items()}
+            line |= {"validation": sum(checked.values()), "seconds": time.perf_counter() - started}
+            run.note(line)
+            for name, value in line.items():
+                board.add_scalar(name, value, epoch)
+            due = epoch % checkpoint_every == 0 if checkpoint_every else time.perf_counter() - saved > SAVE_AFTER
+            if due or epoch == o["epochs"]:
+                board.flush()
+                run.save()
+                saved = time.perf_counter()
+            yield line
+        if not run.folder.best.is_file():
             run.save()
-            saved = time.perf_counter()
-        yield line
-    board.close()
-    if not run.folder.best.is_file():
-        run.save()
-    run.log.write(storage.json_line({"event": "finished", "best_epoch": run.best["epoch"]}))
+        run.log.write(storage.json_line({"event": "finished", "best_epoch": run.best["epoch"]}))
 
 
 def measure(path, best, trained, options, device, results):

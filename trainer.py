@@ -25,7 +25,7 @@ import experiment
 import storage
 
 DECAY = 0.998  # of the running average of the weights, a step (Karras et al. 2018)
-SAVE_AFTER = 60  # seconds that a kill may cost
+SAVE_AFTER = 60  # seconds that a kill may cost, and up to LOG_EVERY steps more: it is saved after a line of the log
 LOG_EVERY = 100  # steps
 FRAMES, FILM = 20, "frames.pt"  # pictures of a training, and their file in its run folder
 
@@ -228,6 +228,8 @@ class Training:
                     if time.perf_counter() - saved > SAVE_AFTER or self.step == total:
                         self.save()
                         saved = time.perf_counter()
+        if self.first and not self.folder.best.is_file():  # lost since the last step was saved
+            self.save()
         self.write({"event": "finished", "steps": self.step} | self.closing())
         if self.first:
             self.log.close()

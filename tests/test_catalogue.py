@@ -1,13 +1,17 @@
 """Data sets and recipes by name: what fits together, what is refused, and with which words."""
 
+import types
+
 import pytest
 import torch
 from conftest import ROOT
 
 import architecture
+import backbones
 import catalogue
 import classifiers
 import datasets
+import latent_counterfactuals
 import recipes
 import storage
 import train
@@ -60,6 +64,14 @@ def test_the_pairs_that_make_no_sense_are_refused():
             recipes.for_pair(model, data)
 
 
+def test_settings_of_something_else_are_refused():
+    for build, given in ((architecture.build, ("vae",)), (classifiers.build, ("mnist_cnn",)),
+                         (backbones.build, ("small", 2)), (backbones.build, ("resnet18", 2))):  # fmt: skip
+        for setting in ("foo", "name"):
+            with pytest.raises(UserError, match=f"cannot be made with these settings: .*'{setting}'"):
+                build(*given, **{setting: 1})
+
+
 def test_class_names_and_numbers():
     assert catalogue.class_number("mnist", "7") == 7
     assert catalogue.class_number("strokes", "thick") == 1
@@ -90,9 +102,10 @@ def test_options_for_sets_that_have_none_are_refused():
         catalogue.load("mnist", "test", uncertain="ones", root=ROOT / "data")
 
 
-def rings(split, device="cpu", root=None):
-    """A data set of somebody else's: rings of two sizes."""
-    n, far = {"train": 96, "test": 2000}[split], torch.linspace(-1, 1, 28).square()
+def rings(split, attribute, device="cpu", root=None):
+    """A data set of somebody else's: rings of two sizes, whose size is the attribute."""
+    assert attribute == "size"
+    n, far = {"train": 96, "test": 200}[split], torch.linspace(-1, 1, 28).square()
     labels = torch.arange(n) % 2
     radius = (far[:, None] + far).sqrt()
     images = ((radius - 0.4 - 0.3 * labels.view(-1, 1, 1, 1)).abs() < 0.1).float()
@@ -103,13 +116,38 @@ class Own(architecture.ImageVAE):
     """A generator of somebody else's."""
 
 
-def test_a_line_in_a_registry_is_all_that_a_data_set_and_a_generator_need(call, monkeypatch, tmp_path):
-    monkeypatch.setitem(catalogue.SETS, "rings", catalogue.DataSet((1, 28, 28), 8, ("small", "large"), rings))
+class OwnClassifier(classifiers.AttributeCNN):
+    """A classifier of somebody else's."""
+
+
+def test_a_line_in_a_registry_is_all_that_a_data_set_a_generator_and_a_classifier_need(call, monkeypatch, tmp_path):
+    rings_of_size = catalogue.DataSet((1, 28, 28), 8, ("small", "large"), rings, "size")
+    monkeypatch.setitem(catalogue.SETS, "rings", rings_of_size)
     monkeypatch.setitem(architecture.MODELS, "own", Own)
+    monkeypatch.setitem(classifiers.MODELS, "own_cnn", OwnClassifier)
     words = ("--data", "rings", "--epochs", 1, "--n-validation", 32, "--results", tmp_path / "results")
-    for model in ("own", "residual_cnn"):
-        code, _, error = call("train", "--model", model, *words, "--run", tmp_path / model)
+    for model in ("own", "own_cnn", "attribute_cnn", "residual_cnn", "class_autoencoders"):
+        monkeypatch.setitem(recipes.RUNS, (model, "rings"), str(tmp_path / model))
+        code, _, error = call("train", "--model", model, *words)
         assert code == 0, error
     restored = architecture.restore(storage.load_checkpoint(tmp_path / "own/ckpt/best.pt"))
     assert isinstance(restored, Own)
     assert recipes.for_pair("own", "mnist")["epochs"] == recipes.USUAL["epochs"]
+    explain = ("latent_counterfactuals", "--dataset", "rings", "--model", "own", "--steps", 1,
+               "--results", tmp_path / "explained")  # fmt: skip
+    for classifier in ((), ("--classifier", tmp_path / "own_cnn")):
+        code, out, error = call(*explain, *classifier)
+        assert code == 0, error
+        assert "| own |" in out
+    code, _, error = call(*explain, "--classifier", tmp_path / "class_autoencoders")
+    assert code == 2
+    assert "holds class_autoencoders trained on rings, and attribute_cnn trained on rings is needed" in error
+
+
+def test_a_set_of_somebody_else_s_is_explained_by_a_classifier_that_fits_it(monkeypatch):
+    for name, classes, usual in (("two", ("a", "b"), "attribute_cnn"), ("three", ("a", "b", "c"), "residual_cnn"),
+                                 ("many", None, "counting_unet")):  # fmt: skip
+        monkeypatch.setitem(catalogue.SETS, name, catalogue.DataSet((3, 64, 64), 8, classes, rings))
+        assert latent_counterfactuals.usual_classifier(name) == usual
+    with pytest.raises(UserError, match="no usual count to stop at for many: say --stop-at"):
+        latent_counterfactuals.count_goal(types.SimpleNamespace(data="many"), torch.zeros(1), True, False, None)

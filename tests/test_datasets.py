@@ -127,3 +127,10 @@ def test_run_as_a_script_it_verifies(call):
     code, out, _ = call("datasets")
     assert code == 0
     assert "MNIST train: 60,000 digits, verified" in out
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused():
+    few = datasets.Digits(torch.zeros(5, 1, 2, 2), torch.zeros(5))
+    assert [len(part) for part in datasets.split(few, (), None, 4, 0)] == [1, 4]
+    with pytest.raises(UserError, match="5 of 5 images are kept for validation, which leaves none"):
+        datasets.split(few, (), None, 5, 0)

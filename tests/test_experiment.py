@@ -75,7 +75,7 @@ def test_help_shows_comment_range_and_default(script, capsys):
 
 @pytest.mark.parametrize(("error", "code"), [
     (UserError("two\nlines"), 2), (KeyboardInterrupt(), 130),
-    (OSError(errno.ENOSPC, "No space left on device", "x"), 2),
+    (OSError(errno.ENOSPC, "No space left on device", "x"), 2), (OSError(errno.EACCES, "Permission denied", "x"), 2),
 ])  # fmt: skip
 def test_what_a_user_can_cause_is_one_line(script, capsys, error, code):
     def main(**_):
@@ -88,6 +88,7 @@ def test_what_a_user_can_cause_is_one_line(script, capsys, error, code):
     assert stop.value.code == code
     assert err.count("\n") == 1
     assert err.startswith("toy.py: ")
+    assert not isinstance(error, OSError) or err.startswith("toy.py: cannot read or write x: ")
 
 
 def test_a_bug_is_not_hidden_as_a_user_error(script):
@@ -149,3 +150,7 @@ def test_terms_are_averaged_and_the_first_that_is_not_finite_is_named():
     with pytest.raises(UserError, match=r"b was not finite in one of the last 4 steps before here; .*: less"):
         terms.means(4, "here", "less")
     assert experiment.Terms().means(3, "here") == {}
+    terms = experiment.Terms()
+    terms.add({"a": torch.tensor(3.0)})
+    terms.add({})
+    assert terms.means(2, "here") == {"a": 1.5}

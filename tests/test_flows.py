@@ -165,3 +165,12 @@ def test_the_network_of_a_coupling_starts_at_zero():
     for net in (flows.ResidualNet(2, 4, 8, 2), flows.plain_net(2, 4, 8)):
         assert net(torch.randn(1, 2, 4, 4)).abs().max() == 0
     assert isinstance(flows.ResidualNet(2, 4, 8, 1).blocks[0][0], nn.ReLU)
+
+
+def test_the_default_realnvp_has_the_size_that_it_says():
+    """At each level eight couplings of a weight-normalised network of six layers, eight activation norms."""
+    def level(c):
+        network = (9 * c // 2 * 48 + 96) + 4 * (9 * 48 * 48 + 96) + (9 * 48 * c + c)
+        return 8 * (network + c // 2 + 2 * c)
+
+    assert sum(p.numel() for p in flows.RealNVP().parameters()) == level(4) + level(8) == 1_397_328

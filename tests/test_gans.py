@@ -82,7 +82,7 @@ def test_encoding_finds_images_that_the_generator_makes():
     error = (gan.decode(z) - x).square().mean((1, 2, 3))
     other = (gan.sample(3, experiment.generator(0, "t")) - x).square().mean((1, 2, 3))
     assert (error < 0.2 * other).all()
-    assert torch.allclose(gan.encode(x[:1], starts=6), z[:1], atol=1e-3)  # no other image has a part in it
+    assert torch.allclose(gan.encode(x[:1], starts=6), z[:1], atol=1e-3)  # none of them is good before the last step
 
 
 def test_more_starts_are_never_worse_by_much():

@@ -7,6 +7,7 @@ from PIL import Image
 
 import figures
 import helix
+import latent_counterfactuals
 import storage
 
 FEW = ("--steps", 40, "--lr", 0.05)
@@ -44,6 +45,15 @@ def test_an_image_file_of_any_mode_and_size(mode, tmp_path, call):
     assert code == 0
     assert f"x.png: {mode} 90 x 70, taken as L 28 x 28" in out
     assert (tmp_path / "r/overview_mnist_pixel_x.png").is_file()
+
+
+def test_an_image_is_turned_as_its_camera_was_held(tmp_path):
+    picture, exif = Image.new("L", (28, 28)), Image.Exif()
+    picture.paste(255, (0, 0, 28, 14))
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "x.png", exif=exif)
+    x, _, _ = latent_counterfactuals.one_image("mnist", tmp_path / "x.png", 0, {}, "cpu")
+    assert (x[0, 0, :14].max(), x[0, 0, 14:].min()) == (0, 1)
 
 
 def test_an_unreachable_target_is_a_result(tmp_path, call):
@@ -99,6 +109,8 @@ def test_many_images_are_measured_with_the_pixel_attack_beside(tmp_path, call):
     ("--stop-at 1.5", "a confidence lies between 0 and 1"),
     ("--count 20000", "10000 test images of mnist can be taken"),
     ("--count 5 --image x.png", "leave out one of them"),
+    ("--count 5 --index 3", "--index has no part where --count draws the images: leave it out"),
+    ("--dataset helix --model glow", "--model has no part on the helix: leave it out"),
     ("--dataset crowds --space pixel --target 3", "say --maximize or --minimize"),
     ("--dataset crowds --space pixel --maximize --minimize", "exclude each other"),
     ("--dataset strokes --space pixel --target fat", "there are thin, thick"),

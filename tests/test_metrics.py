@@ -55,6 +55,10 @@ def test_frechet_distance_survives_dead_features():
 def test_fewer_images_than_features_are_refused():
     with pytest.raises(UserError, match="at least 20 images, not 19"):
         metrics.frechet_distance(features(19, 20, "a"), features(30, 20, "b"))
+    assert metrics.frechet_if_enough(features(19, 20, "a"), features(30, 20, "b")) is None
+    assert metrics.frechet_if_enough(features(30, 20, "a"), features(19, 20, "b")) is None
+    enough = features(20, 20, "a")
+    assert metrics.frechet_if_enough(enough, enough + 1) == pytest.approx(20, rel=1e-6)
 
 
 def test_kernel_distance_is_the_unbiased_estimate():
@@ -62,19 +66,30 @@ def test_kernel_distance_is_the_unbiased_estimate():
     kernel = lambda x, y: (float(x @ y) / 3 + 1) ** 3
     within = lambda s: sum(kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j) / (7 * 6)
     expected = within(a) + within(b) - 2 * sum(kernel(x, y) for x in a for y in b) / 49
-    value, error = metrics.kernel_distance(a, b, 7, experiment.generator(0, "k"), subsets=3)
+    value = metrics.kernel_distance(a, b, 7, experiment.generator(0, "k"), subsets=3)
     assert value == pytest.approx(expected, rel=1e-9)
-    assert error == pytest.approx(0, abs=1e-9)
+    # one feature, kernel (xy + 1)^3: 1 within 0 and 2, 8 within 1 and 1, 1 or 27 between
+    a, b = torch.tensor([[0.0], [2.0]]), torch.ones(2, 1)
+    assert metrics.kernel_distance(a, b, 2, experiment.generator(0, "k")) == pytest.approx(1 + 8 - 2 * (1 + 27) / 2)
 
 
 def test_kernel_distance_of_equal_distributions_is_around_zero():
     a, b = features(1000, 4, "a"), features(1000, 4, "b")
-    value, error = metrics.kernel_distance(a, b, 100, experiment.generator(0, "k"))
-    assert abs(value) < 4 * error
-    far, _ = metrics.kernel_distance(a, b + 1, 100, experiment.generator(0, "k"))
-    assert far > 20 * error
+    near = metrics.kernel_distance(a, b, 100, experiment.generator(0, "k"))
+    far = metrics.kernel_distance(a, b + 1, 100, experiment.generator(0, "k"))
+    assert abs(near) < 0.05 * far
     with pytest.raises(UserError, match="not 50"):
         metrics.kernel_distance(a[:50], b, 100, experiment.generator(0, "k"))
+
+
+def test_sliced_wasserstein_distance_of_a_shift_is_its_length():
+    a, b = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.tensor([1.5, 0.5]).view(2, 1, 1, 1)
+    assert metrics.sliced_wasserstein(a, b) == pytest.approx(0.5)  # of one pixel every direction is the same
+    a = torch.rand(3, 1, 2, 2)
+    assert metrics.sliced_wasserstein(a, a.flip(0)) == 0
+    assert metrics.sliced_wasserstein(a, a + torch.tensor([0.5, 0.0])) == pytest.approx(0.5**0.5, rel=0.1)
+    with pytest.raises(UserError, match="as many images of the same size"):
+        metrics.sliced_wasserstein(a, a[:2])
 
 
 def test_errors_of_a_known_reconstruction(model, images):

@@ -56,6 +56,27 @@ def test_what_was_read_is_read_once(celeba, monkeypatch):
     assert torch.equal(public_sets.celeba("train", root=celeba).images, first.images)
 
 
+def test_a_cache_that_is_damaged_or_cannot_be_written_is_gone_without(celeba, monkeypatch):
+    whole = public_sets.celeba("train", root=celeba).images
+    cache = next((celeba / "celeba").glob("cache_train_64_*.npy"))
+    for content in (cache.read_bytes()[:100], b"damaged", b""):
+        cache.write_bytes(content)
+        assert torch.equal(public_sets.celeba("train", root=celeba).images, whole)
+        assert cache.stat().st_size > whole.numel()
+
+    def refuse(path, data):
+        raise UserError(f"cannot write {path}")
+
+    cache.unlink()
+    monkeypatch.setattr(public_sets.storage, "write_atomically", refuse)
+    assert torch.equal(public_sets.celeba("train", root=celeba).images, whole)
+
+
+def test_a_split_without_images_is_one_line(mall):
+    with pytest.raises(UserError, match="mall_dataset has no images of this split"):
+        public_sets.mall("test", root=mall)  # of three frames none is after the 800th
+
+
 @pytest.fixture
 def chexpert(tmp_path):
     """Five radiographs of the released CSV: positive, negative, uncertain, blank, and a lateral one."""
@@ -142,6 +163,14 @@ def test_images_of_any_mode(mode, tmp_path):
         assert tensor.shape == shape
         assert tensor.dtype == torch.uint8
         assert tensor.min() == 255
+
+
+@pytest.mark.parametrize(("white", "half"), [(1.0, 127), (255.0, 127), (65535.0, 127)])
+def test_greys_of_floats_have_the_range_that_their_largest_says(white, half):
+    pixels = numpy.full((4, 4), white, dtype=numpy.float32)
+    pixels[2:] /= 2
+    found = public_sets.to_tensor(Image.fromarray(pixels), (1, 4, 4))
+    assert found[0, :, 0].tolist() == [255, 255, half, half]
 
 
 def test_transparency_is_laid_on_white():

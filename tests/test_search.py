@@ -106,6 +106,7 @@ def test_what_is_there_already_is_left_alone():
     x = flat(0.9, 0.1)
     outcome, made, points = search.from_images(x, Model(), goal_of(2), 300, 0.05)
     assert outcome.status == ["already there", "reached"]
+    assert outcome.reached.all()
     assert torch.equal(outcome.images[0], x[0])
     assert int(outcome.steps[0]) == 0
     assert outcome.value[0] == pytest.approx(torch.sigmoid(torch.tensor(3.6)).item())

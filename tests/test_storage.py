@@ -162,6 +162,9 @@ def test_a_damaged_record_file_is_reported_and_kept(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl holds a line"):
         new.save()
     assert (tmp_path / "metrics.jsonl").read_text() == "nonsense\n"
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"a": "\xff"}\n')  # no UTF-8
+    with pytest.raises(UserError, match=r"metrics.jsonl holds a line"):
+        new.save()
 
 
 def test_the_commit_is_this_repository_s():

@@ -299,3 +299,50 @@ def test_the_committed_vae_is_what_the_command_gives(tmp_path):
     for key in (("validation", "loss"), ("held-out digits", "mse"), ("other digits", "mse")):
         assert fresh[key] == pytest.approx(committed[key], rel=0.05), key
     assert fresh["train", "seconds"] < 60 or torch.get_num_threads() < 2
+
+
+# --- tasks ------------------------------------------------------------------------------------------
+
+
+def test_validation_weighs_images_alike_whatever_their_batch():
+    class Pixel(tasks.Task):
+        @staticmethod
+        def terms(model, batch, draws):
+            return {"pixel": batch.images.flatten()}
+
+    digits = datasets.Digits(torch.tensor([1.0, 2.0, 6.0]).view(3, 1, 1, 1), torch.zeros(3))
+    assert Pixel.validate(None, digits, batch=2) == {"pixel": 3}  # and not the mean of 1.5 and 6
+
+
+def test_the_error_of_a_counter_is_the_mean_absolute_one():
+    class Adder:
+        def count(self, x):
+            return x.flatten(1).sum(1)
+
+    images = torch.tensor([[255, 0], [255, 255]], dtype=torch.uint8).view(2, 1, 1, 2)
+    crowds = stand_ins.Crowds(images, torch.tensor([3.0, 2.0]), None)
+    assert list(tasks.Counting.measure(Adder(), crowds, 0)) == [("test", "mean_absolute_error", 1.0, 2)]
+
+
+def test_a_test_set_of_odd_size_is_halved_without_the_last_image():
+    class Black:
+        def sample(self, n, stream):
+            return torch.zeros(n, 1, 1, 1)
+
+    test = datasets.Digits(torch.tensor([0.0, 0.1, 0.2, 0.3, 0.9]).view(5, 1, 1, 1), torch.zeros(5))
+    made, real = tasks.Adversarial.measure(Black(), test, 0)
+    assert (made[2], made[3]) == (pytest.approx(((0.01 + 0.04 + 0.09 + 0.81) / 5) ** 0.5), 5)
+    assert real == ("real against real", "sliced_wasserstein", pytest.approx(0.2), 2)
+
+
+def test_a_training_that_stops_closes_its_log(tmp_path, monkeypatch):
+    runs, made = [], train.Run
+
+    def stop(*_, **__):
+        raise UserError("stopped")
+
+    monkeypatch.setattr(train, "Run", lambda *given: runs.append(made(*given)) or runs[0])
+    monkeypatch.setattr(train, "learn_epoch", stop)
+    with pytest.raises(UserError, match="stopped"):
+        train.train(tmp_path / "run", SMALL, CPU, 1)
+    assert runs[0].log.closed

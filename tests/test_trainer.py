@@ -96,6 +96,11 @@ def test_a_run_learns_says_so_and_is_reused(tmp_path):
     assert lines[-1] == {"event": "finished", "steps": 120, "slope": float(best["model"]["weight"])}
     assert trainer.seconds_of(tmp_path) == pytest.approx(sum(line["seconds"] for line in lines[:-1]))
     assert not trainer.train(tmp_path, {"steps": 120}, Course)[1]
+    (tmp_path / "ckpt/best.pt").unlink()  # it is in last.pt, too
+    again, trained = trainer.train(tmp_path, {"steps": 120}, Course)
+    assert trained
+    assert all(torch.equal(best["model"][name], again["model"][name]) for name in best["model"])
+    assert storage.read_lines(tmp_path / "log.jsonl") == lines
     with pytest.raises(UserError, match="steps=120, not 130"):
         trainer.train(tmp_path, {"steps": 130}, Course)
 
