@@ -117,13 +117,15 @@ class Masked(Pictures):
     """The images of a folder with their masks in another one, NAME.png, white on what stands out, as Pictures.
 
     split: "train", or "val" for every tenth image, by name. Batches are (images, labels all 0, masks (B, 1, S, S)
-    boolean). Raises UserError where a mask is missing or of another size than its image.
+    boolean). Raises UserError where a mask is missing or of another size than its image, and for fewer than ten images.
     """
 
     def __init__(self, images, masks, size, split="train", device="cpu", seed=0):
         paths = sorted(path for path in _files(images) if path.suffix.lower() in SUFFIXES)
         if not paths:
             raise UserError(f"{images} has no images ({', '.join(sorted(SUFFIXES))})")
+        if len(paths) < 10:
+            raise UserError(f"{images} has {len(paths)} images: every tenth is held out, so that ten are needed")
         held_out = [number % 10 == 9 for number in range(len(paths))]
         paths = [path for path, out in zip(paths, held_out, strict=True) if out == (split == "val")]
         self.masks = Path(masks)

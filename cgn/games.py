@@ -59,7 +59,9 @@ class PartsGame(Game):
                 terms["texture"] = EVERY * self.statistics.loss(filled, labels[some])
         self.adversaries.requires_grad_(True)
         terms["entropy"] = losses.binary_entropy(masks)
-        self.move("generator", sum(self.weights[name] * value for name, value in terms.items() if self.weights[name]))
+        weighted = [self.weights[name] * value for name, value in terms.items() if self.weights[name]]
+        if weighted:  # with the Gram matrices alone, nothing is learned in the steps between two looks
+            self.move("generator", sum(weighted))
         self.follow(number)
         return terms | {f"against_{name}": value for name, value in against.items()} | {"mask": masks.mean()}
 

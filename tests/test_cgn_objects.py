@@ -212,10 +212,24 @@ def test_presets_name_the_weights_of_paper_and_code():
     assert paper["texture"] == code["texture"] == (0, 25 * 5e3 / 128, 25 * 5e3 / 256, 0)
     assert train_objects.weights_of(code, "rec").keys() == {"entropy", "area", "texture", "background"}
     assert train_objects.weights_of(code, "shape").keys() == {"l1", "gram", "texture", "background"}
-    assert train_objects.weights_of(code, None).keys() == set(train_objects.TERMS) - {"ground"}  # which is ours
+    published = {"l1", "gram", "entropy", "area", "texture", "background"}
+    assert train_objects.weights_of(code, None).keys() == published
     own = train_objects.PRESETS["objects64"]
     assert train_objects.weights_of(own, "background").keys() == {"l1", "gram", "entropy", "area", "texture"}
-    assert train_objects.weights_of(own, "ground").keys() == set(train_objects.TERMS) - {"ground"}
+    assert train_objects.weights_of(own, None).keys() == published | {"ground"}
+    assert train_objects.weights_of(own, "ground").keys() == published
+    with pytest.raises(UserError, match="no loss of this preset is called 'ground'"):
+        train_objects.weights_of(code, "ground")
+
+
+def test_a_weight_in_a_preset_is_of_a_loss_and_can_be_left_out():
+    """A new one reaches the objective, which says so as long as it has no line for it."""
+    preset = train_objects.PRESETS["objects64"] | {"new": 3.0}
+    weights = train_objects.weights_of(preset, None)
+    assert weights["new"] == 3.0
+    assert train_objects.weights_of(preset, "new") == {name: weights[name] for name in weights if name != "new"}
+    with pytest.raises(UserError, match="no loss of a CGN of objects is called 'new'; there are l1, entropy"):
+        objects.objective(hand_made(0.5), None, None, weights, preset["patches"])
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -277,7 +291,7 @@ def test_a_loss_that_is_no_number_is_named(call, sources, tmp_path, monkeypatch)
 @pytest.mark.parametrize(("words", "message"), [
     (("--preset", "paper"), "add --features vgg16"), (("--truncation", "2"), "truncation"),
     (("--generator", "nowhere"), "no checkpoint at nowhere"), (("--saliency", "README.md"), "name a run folder of"),
-    (("--leave-out", "sound"), "must be one of"),
+    (("--leave-out", "sound"), "no loss of this preset is called 'sound'"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_said(call, sources, tmp_path, words, message):
     code, _, error = call("cgn.train_objects", *sources, "--run", tmp_path / "run", *words)
@@ -399,6 +413,10 @@ def test_images_with_masks_in_folders(tmp_path, call):
     (tmp_path / "masks/03.png").unlink()
     with pytest.raises(UserError, match=r"no mask at .*03.png"):
         list(folders.Masked(tmp_path / "images", tmp_path / "masks", 40).first(6).batches(6))
+    for k in range(9, 12):
+        (tmp_path / f"images/{k:02d}.png").unlink()
+    with pytest.raises(UserError, match=r"images has 9 images: every tenth is held out"):
+        folders.Masked(tmp_path / "images", tmp_path / "masks", 40)
 
 
 # --- generation -------------------------------------------------------------------------------------------
@@ -413,6 +431,9 @@ def test_figures_of_a_run(call, run, tmp_path):
     code, _, error = call("cgn.generate_objects", "--run", run, "--classes", 0, 10)
     assert code == 2
     assert "there is no class 10; they are 0 to 9" in error
+    code, _, error = call("cgn.generate_objects", "--run", run, "--classes")
+    assert code == 2
+    assert "--classes names none" in error
 
 
 def test_shards_are_the_set_and_pictures_are_its_images(call, run, tmp_path, monkeypatch):

@@ -150,6 +150,15 @@ def test_a_loss_with_weight_zero_is_left_out(call, tmp_path):
     assert not torch.allclose(now["shape.body.0.weight"], fresh.state_dict()["shape.body.0.weight"])
 
 
+def test_a_step_without_a_loss_that_counts_moves_no_generator(call, tmp_path):
+    """With the Gram matrices alone, which are looked at in every fourth step."""
+    words = ("--variant", "colored", *SHORT, "--shape-adversary", 0, "--texture-adversary", 0, "--entropy", 0)
+    code, _, error = call("cgn.train", *words, "--run", tmp_path / "run", "--results", tmp_path / "results")
+    assert code == 0, error
+    steps = storage.load_checkpoint(tmp_path / "run/ckpt/last.pt")["game"]["optimizers"]["generator"]["state"]
+    assert {int(state["step"]) for state in steps.values()} == {1}  # in step 0
+
+
 # --- generating ---------------------------------------------------------------------------------------------
 
 
@@ -204,6 +213,26 @@ def test_an_interrupted_set_goes_on_and_is_never_torn(tmp_path, monkeypatch):
         assert numpy.array_equal(one, two)
 
 
+def test_a_set_begun_afresh_does_not_pass_for_the_one_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "SYNC_EVERY", 1)
+    sets.write(source(), tmp_path / "set", 700, {"seed": 0})
+    (tmp_path / "set.json").unlink()  # as the refusal of other options says
+    whole = generate.Source.chunk
+
+    def dies(self, number, size):
+        if number == 1:
+            raise KeyboardInterrupt
+        return whole(self, number, size)
+
+    monkeypatch.setattr(generate.Source, "chunk", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sets.write(source(), tmp_path / "set", 700, {"seed": 1})
+    assert not list(tmp_path.glob("*.npy"))
+    for ask in (sets.read, sets.about_of):
+        with pytest.raises(experiment.UserError, match="500 of 700 images are made"):
+            ask(tmp_path / "set")
+
+
 def test_a_set_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(experiment.UserError, match=r"a set of 10,\d+,\d+,\d+ images takes 3\d,?\d+.\d GB"):
         sets.write(source(), tmp_path / "huge", 10_000_000_000, {})
@@ -213,6 +242,8 @@ def test_a_set_larger_than_the_disk_is_refused_before_anything_is_written(tmp_pa
 def test_a_factual_sample_has_one_label_and_sets_in_memory_are_those_on_disk(tmp_path):
     _, labels = source(factual=True).chunk(0, 50)
     assert (labels == labels[:, :1]).all()
+    images, _ = source(factual=True, ratio=10).chunk(0, 50)  # of the same shape and label it would be the same image
+    assert len(torch.unique(images.flatten(1), dim=0)) == 50
     images, labels = generate.in_memory(source(), 700)
     sets.write(source(), tmp_path / "set", 700, {})
     assert numpy.array_equal(images.numpy(), sets.read(tmp_path / "set")[0])
@@ -326,11 +357,17 @@ def test_unknown_sources_are_refused(call):
 
 
 def test_a_set_of_another_variant_is_refused_and_its_making_is_recorded(call, tmp_path):
-    sets.write(source(), tmp_path / "set", 200, {"variant": "colored", "ratio": 1})
+    sets.write(source(), tmp_path / "set", 200, {"variant": "colored", "textures": None, "ratio": 1})
+    for name, about, message in (("other", {"variant": "wildlife", "textures": "published"}, "of textures published, "),
+                                 ("objects", {"run": "runs/cgn_objects64"}, "of variant None, ")):  # fmt: skip
+        sets.write(source(), tmp_path / name, 20, about)
+        code, _, error = call("cgn.classify", "--variant", "wildlife", "--on", "set", "--set", tmp_path / name,
+                              "--results", tmp_path / "r")  # fmt: skip
+        assert (code, message in error) == (2, True)
     arguments = ("--on", "set", "--set", tmp_path / "set", "--steps", "2", "--batch", "8", "--results", tmp_path / "r")
     code, _, error = call("cgn.classify", "--variant", "wildlife", *arguments)
     assert code == 2
-    assert "is of colored, and wildlife is wanted" in error
+    assert "is of variant colored, and wildlife is wanted" in error
     assert call("cgn.classify", "--variant", "colored", *arguments)[0] == 0
     assert storage.read_lines(tmp_path / "r/metrics.jsonl")[0]["options"]["made"]["size"] == 200
 
