@@ -28,6 +28,11 @@ def mean_squares(made, truth):
     return (made - truth).square().flatten(1).mean(1)
 
 
+def iou(a, b):
+    """Intersection over union of each pair of boolean masks (N, ...): (N,), in [0, 1], and 0 where both are empty."""
+    return (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(1)
+
+
 def squared_errors(model, images, eps=None):
     """Mean squared error of each reconstruction, (N,), with the latent mean or with the given latent noise."""
     return per_image(model.squared_error, images, eps)

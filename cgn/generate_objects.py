@@ -52,7 +52,7 @@ class Source:
         self.model, self.truncation, self.seed, self.factual = model, truncation, seed, factual
         self.shard, self.shards, self.side, self.classes = shard, shards, model.resolution, model.classes
         self.device = next(model.parameters()).device
-        self.context = context or functools.partial(experiment.autocast, self.device, torch.float32)
+        self.context = context or experiment.in_precision(self.device, "float32")
 
     def stream(self, purpose, number):
         return experiment.generator(self.seed, f"{purpose}/{number * self.shards + self.shard}")

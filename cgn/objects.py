@@ -23,7 +23,7 @@ from torch import nn
 from cgn import biggan, losses, u2net
 from cgn.mechanisms import CLAMP, Parts
 from experiment import UserError
-from storage import load_checkpoint, load_weights, one_of, parts_of
+from storage import load_checkpoint, load_published_weights, load_weights, one_of, parts_of
 
 PUBLISHED = ("biggan-deep-256", "u2net")  # what the published cgn.pth is made of
 MECHANISMS = ("f_shape", "f_text", "f_bg")
@@ -148,15 +148,14 @@ def restore(state):
 def load_published(path):
     """The published ObjectsCGN, of 256 x 256 pixels and 1,000 classes, from cgn.pth; with its target if that is there.
 
-    Raises UserError for another file. `module.` before the names, of several GPUs, is accepted.
+    Raises UserError for another file.
     """
     if not Path(path).is_file():
         raise UserError(f"no weights at {path}: python -m cgn.fetch --what cgn says where they come from")
-    given = {str(key).removeprefix("module."): value for key, value in load_checkpoint(path).items()}
-    target = any(key.startswith(f"{TARGET}.") for key in given)
+    given = load_checkpoint(path)
+    target = any(str(key).removeprefix("module.").startswith(f"{TARGET}.") for key in given)
     model = ObjectsCGN(*PUBLISHED, standardise=False, target=target)
-    counts = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-    return load_weights(model, counts | given)
+    return load_published_weights(model, given)
 
 
 def load(run, device):

@@ -150,23 +150,29 @@ def weights_of(preset, leave_out):
     return {name: value for name, value in weights.items() if name not in out}
 
 
-def source_of(path, config, saliency):
-    """The network of a run folder, or of a file of published weights."""
+def generator_of(path, config):
+    """The BigGAN of a run folder of train_gan, or of a file of published weights of this config."""
     path = Path(path)
-    if path.is_file() and saliency and saliency not in u2net.PUBLISHED:
-        raise experiment.UserError(f"{path}: of {saliency} no file was published, but of {', '.join(u2net.PUBLISHED)}; "
-                                   "name a run folder of cgn.train_saliency")
     if path.is_file():
-        return u2net.load_published(path, saliency) if saliency else biggan.load_published(path, config)
-    state = storage.load_checkpoint(path / "ckpt/best.pt")
-    return u2net.restore(state) if saliency else biggan.restore(state)
+        return biggan.load_published(path, config)
+    return biggan.restore(storage.load_checkpoint(path / "ckpt/best.pt"))
+
+
+def saliency_of(path, name):
+    """The U2-Net of a run folder of train_saliency, or of a file of published weights of the network of this name."""
+    path = Path(path)
+    if not path.is_file():
+        return u2net.restore(storage.load_checkpoint(path / "ckpt/best.pt"))
+    if name not in u2net.PUBLISHED:
+        raise experiment.UserError(f"{path}: of {name} no file was published, but of {', '.join(u2net.PUBLISHED)}; "
+                                   "name a run folder of cgn.train_saliency")
+    return u2net.load_published(path, name)
 
 
 def build(preset, generator, saliency, device):
     """The ObjectsCGN of a preset, started from a BigGAN and a U2-Net."""
     model = objects.ObjectsCGN(preset["config"], preset["u2net"], preset["standardise"], target=True)
-    model.start_from(source_of(generator, preset["config"], None),
-                     source_of(saliency, preset["config"], preset["u2net"]))  # fmt: skip
+    model.start_from(generator_of(generator, preset["config"]), saliency_of(saliency, preset["u2net"]))
     return model.to(device, memory_format=torch.channels_last)
 
 
