@@ -104,12 +104,11 @@ class Pictures:
 class Folder(Pictures):
     """The images of ROOT/CLASS/*, as Pictures; classes: the names of the class folders, in the order of the labels.
 
-    limit: at most so many images of each class, the first by name; None for all. Raises UserError where there is no
-    such folder, where it has no class folders, and for a class without images.
+    Raises UserError where there is no such folder, where it has no class folders, and for a class without images.
     """
 
-    def __init__(self, root, size, device="cpu", seed=0, limit=None, share=1.0, flip=False):
-        self.classes, paths, labels = _tree(Path(root), limit)
+    def __init__(self, root, size, device="cpu", seed=0, share=1.0, flip=False):
+        self.classes, paths, labels = _tree(Path(root))
         super().__init__(paths, labels, size, device, seed, share, flip)
 
 
@@ -205,7 +204,7 @@ def _expect(root, found, wanted):
         raise UserError(f"{root} has {len(found)} class folders, and {', '.join(wanted)} are wanted once each")
 
 
-def _tree(root, limit=None):
+def _tree(root):
     """(names of the class folders, paths, labels (N,)) of ROOT/CLASS/*, in the order of their names."""
     if not root.is_dir():
         raise UserError(f"no folder {root}: it should hold one folder of images for each class")
@@ -215,7 +214,7 @@ def _tree(root, limit=None):
     paths, labels = [], []
     for label, name in enumerate(classes):
         own = sorted(entry.name for entry in os.scandir(root / name) if not entry.name.startswith(".")
-                     and os.path.splitext(entry.name)[1].lower() in SUFFIXES)[:limit]  # fmt: skip
+                     and os.path.splitext(entry.name)[1].lower() in SUFFIXES)  # fmt: skip
         if not own:
             raise UserError(f"{root / name} has no images ({', '.join(sorted(SUFFIXES))})")
         paths += [root / name / file for file in own]

@@ -77,7 +77,7 @@ class ImageGame(Game):
     """One adversary on whole images: the published objective, and what a GAN without mechanisms has.
 
     One latent and one label go to all mechanisms (published). weights: entropy, texture, edge, area; the Gram matrices
-    are compared with those of the real batch (statistics None: published) or of each class.
+    are compared with those of the real batch (published) or of each class, as `statistics` does it.
     """
 
     def __init__(self, generator, adversary, adversarial, batch, statistics, weights, lr, betas, context, seed,
