@@ -4,6 +4,7 @@ import functools
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -392,6 +393,16 @@ def test_overlap_of_the_truth_is_whole():
     iou, error = train_saliency.overlaps(Knowing(~scenes.masks), scenes, CPU)
     assert torch.equal(iou, torch.zeros(30))
     assert torch.equal(error, torch.ones(30))
+
+
+def test_overlaps_by_hand():
+    """Found are the left pixels of 2 x 2, for sure by three quarters, of which one is in the mask, the upper row."""
+    found = torch.tensor([[0.75, 0.25], [0.75, 0.0]]).view(1, 1, 2, 2)
+    mask = torch.tensor([[True, True], [False, False]]).view(1, 1, 2, 2)
+    source = SimpleNamespace(first=lambda n: SimpleNamespace(batches=lambda size: [(found, None, mask)]))
+    iou, error = train_saliency.overlaps(SimpleNamespace(saliency=lambda images: images), source, CPU)
+    assert iou.tolist() == pytest.approx([1 / 3])
+    assert error.tolist() == pytest.approx([(0.25 + 0.75 + 0.75 + 0) / 4])
 
 
 def test_images_with_masks_in_folders(tmp_path, call):
