@@ -34,6 +34,11 @@ def mean_where(values, part):
     return (float(chosen.cpu().double().mean()) if len(chosen) else None), len(chosen)
 
 
+def iou(a, b):
+    """Intersection over union of each pair of boolean masks (N, ...): (N,), in [0, 1], and 0 where both are empty."""
+    return (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(1)
+
+
 def squared_errors(model, images, eps=None):
     """Mean squared error of each reconstruction, (N,), with the latent mean or with the given latent noise."""
     return per_image(model.squared_error, images, eps)

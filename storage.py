@@ -148,6 +148,17 @@ def load_weights(model, weights):
     return model
 
 
+def load_published_weights(model, given):
+    """The model with others' weights: load_weights, but that what torch or DataParallel adds need not be as it is here.
+
+    The `module.` of several GPUs before every name is taken away, and the counts of batches of batch norm, which torch
+    0.4.0 did not yet keep, may be missing.
+    """
+    given = {str(key).removeprefix("module."): value for key, value in given.items()}
+    counts = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    return load_weights(model, counts | given)
+
+
 def halved(weights):
     """{name: tensor} in half precision, for a best.pt that would be large; load_weights makes them whole again."""
     return {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}

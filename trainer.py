@@ -286,8 +286,12 @@ def train(path, options, course, fabric=None):
     """Train, resume or reuse the run in the folder at path; returns (what its best.pt holds, whether it trained).
 
     course(folder, options) makes the Training, and takes first=False in any process of fabric but the first, where
-    None is returned: the first one holds the folder, the others only read what it has checked.
+    None is returned: the first one holds the folder, the others only read what it has checked. Raises UserError for
+    a batch ("batch" in options) that is not the same number of images for each process: their gradients are averaged.
     """
+    if fabric is not None and options["batch"] % fabric.world_size:
+        raise experiment.UserError(f"--batch {options['batch']} cannot be shared by {fabric.world_size} processes: it "
+                                   "must be a multiple of their number")
     folder = storage.RunFolder(path, options)
     first = fabric is None or fabric.is_global_zero
     with folder if first else contextlib.nullcontext():

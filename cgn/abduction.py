@@ -47,7 +47,10 @@ class Evidence(nn.Module):
         return _own(self.body(x), labels).float()
 
     def loss(self, x, labels):
-        """Cross-entropy of border against centre windows, each kind with half the weight."""
+        """Cross-entropy in nats of border against centre windows: its mean over either kind, summed.
+
+        x (B, 3, 32, 32) in [-1, 1], labels (B,). Windows in between are of neither kind.
+        """
         logits, distance = self(x, labels), edge_distance(self.field).to(x.device)
         border = distance + self.field // 2 < BAND
         return F.softplus(logits[:, border]).mean() + F.softplus(-logits[:, distance >= MIDDLE]).mean()

@@ -10,7 +10,6 @@ one that was moved changes its mind. Masks: a class has good masks if a reader t
 rightly. Writes records, and for the VAE a figure.
 """
 
-import functools
 from pathlib import Path
 
 import torch
@@ -171,20 +170,20 @@ def main(variant, textures, run, checkpoint, count, vae, seed, device, precision
         raise experiment.UserError(f"--vae asks for blue zeros, and is for colored, not {variant}")
     if trained and trained["model"] == "gan":
         raise experiment.UserError(f"{path} is a GAN: it has no mechanisms to analyse")
-    context = functools.partial(experiment.autocast, device, experiment.precise(device, precision))
+    context = experiment.in_precision(device, precision)
     options = {"variant": variant, "textures": named, "run": run, "checkpoint": checkpoint and checkpoint.name,
                "seed": seed, "count": count, "vae": vae, "precision": precision, "trained": trained or "published",
                "generator": "checkpoint" if checkpoint else folder.resolve().name,
                "weights": storage.digest(path)}  # fmt: skip
     records = storage.Records(results, "analyse", options, device)
-    nets = {name: readers.reader(name, painted, named, context)[0] for name in independent(painted)}
+    nets = {name: readers.reader(name, painted, named, context) for name in independent(painted)}
     if vae:
         compare_vae(generator, painted, nets, count, seed, context, records, Path(results) / f"vae_{variant}.png")
     else:
         labels = torch.arange(data.CLASSES, device=device).repeat_interleave(-(-count // data.CLASSES))
         latents = mechanisms.draw_latents(len(labels), experiment.generator(seed, "masks"), device)
         masks = made(generator, (labels,) * 3, latents, seed, context).mask
-        shares, good = readers.good_masks(readers.reader("mask", painted, named, context)[0], masks, labels)
+        shares, good = readers.good_masks(readers.reader("mask", painted, named, context), masks, labels)
         records.add("cgn", variant, "good masks", good, data.CLASSES, seed)
         records.add("cgn", variant, "masks read rightly", float(shares.mean()), len(labels), seed)
         records.add("cgn", variant, "mean mask", float(masks.mean()), len(labels), seed)

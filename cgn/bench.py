@@ -39,7 +39,7 @@ class Side(NamedTuple):
 
 
 def game_side(model, variant, opacities, context, seed, batch, **changes):
-    """One training step of a recipe."""
+    """(a Side whose repetitions are training steps of a recipe, its game); changes: of the recipe's options."""
     defaults = train.DEFAULTS[model]
     options = {"model": model, "seed": seed, "features": "random", "edge": 0.0, "shape_adversary": 1.0,
                "texture_adversary": 1.0} | defaults | {"batch": batch} | changes  # fmt: skip

@@ -61,10 +61,10 @@ def generation(model, batch, context, seed):
     return Side(lambda n: [source.chunk(number, batch) for number in range(n)], batch)
 
 
-def patches(side, batch, seed, looped):
+def patches(side, batch, seed, device, looped):
     """A Side: texture grids of a batch of so many pixels a side, at once, or image after image, patch after patch."""
     stream = experiment.generator(seed, "patches")
-    images, masks = torch.rand(batch, 3, side, side), torch.rand(batch, 1, side, side)
+    images, masks = (torch.rand(batch, channels, side, side, generator=stream).to(device) for channels in (3, 1))
     settings = train_objects.PRESETS["objects64"]["patches"]
     make = one_by_one if looped else losses.texture_grids
     return Side(lambda n: [make(images, masks, stream, **settings) for _ in range(n)], batch)
@@ -90,7 +90,7 @@ def cases(config, saliency, batch, seed, device, tries_compile):
     model = functools.partial(model_of, config, saliency, seed, device)
     train = lambda context, compiled=False, **how: training(model(**how), batch, context, device, seed, compiled)
     make = lambda context, **how: generation(model(**how), batch, context, seed)
-    grids = functools.partial(patches, biggan.CONFIGS[config].resolution, batch, seed)
+    grids = functools.partial(patches, biggan.CONFIGS[config].resolution, batch, seed, device)
     found = {
         "texture patches": ("image after image", lambda: grids(looped=False), lambda: grids(looped=True)),
         "channels-last, training": ("without", lambda: train(plain), lambda: train(plain, channels_last=False)),

@@ -61,10 +61,10 @@ class PublishedClassifier(_Classifier):
     checkpoints' sake.
     """
 
-    def __init__(self, channels=3):
+    def __init__(self):
         super().__init__()
         conv = lambda a, b, kernel, stride=1: (nn.Conv2d(a, b, kernel, stride, kernel // 2), nn.ReLU())
-        self.model = nn.Sequential(nn.BatchNorm2d(channels), *conv(channels, 32, 5), nn.MaxPool2d(3, 2, 1),
+        self.model = nn.Sequential(nn.BatchNorm2d(3), *conv(3, 32, 5), nn.MaxPool2d(3, 2, 1),
                                    *conv(32, 32, 3), *conv(32, 64, 3, 2), *conv(64, 64, 3))  # fmt: skip
         self.cls = nn.Sequential(nn.Linear(64, 10))
 

@@ -130,8 +130,9 @@ def main(variant, textures, on, run, gan, checkpoint, set, size, ratio, model, s
              "batch": batch, "lr": lr, "seed": seed, "precision": precision}  # fmt: skip
     run, gan = run or train.run_of("cgn", variant, named, seed), gan or train.run_of("gan", variant, named, seed)
     options = asked | {"dtype": str(dtype)} | weights(on, run, gan, checkpoint, set)
-    if options.get("made", {"variant": variant})["variant"] != variant:
-        raise experiment.UserError(f"{set} is of {options['made']['variant']}, and {variant} is wanted")
+    for name, wanted in {"variant": variant, "textures": named}.items() if "made" in options else ():
+        if options["made"].get(name) != wanted:
+            raise experiment.UserError(f"{set} is of {name} {options['made'].get(name)}, and {wanted} is wanted")
     records = storage.Records(results, "classify", options, device)
     arm = "+".join(on)
     context = functools.partial(experiment.autocast, device, dtype)

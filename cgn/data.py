@@ -44,6 +44,7 @@ PALETTE = ((0, 100, 0), (0, 0, 139), (176, 48, 96), (255, 69, 0), (255, 255, 0),
            (222, 184, 135), (0, 255, 0), (0, 255, 255), (255, 0, 255), (100, 149, 237))  # fmt: skip
 SHIFT = 4
 DOUBLE_DEVIATION = 0.01  # published
+LOADERS = 8  # processes that load the original's test set
 TEXTURE_PAD = 3  # textures are mirrored by 3 pixels and cropped (published)
 
 
@@ -170,14 +171,14 @@ class Variant:
         index = torch.randint(len(shapes), (size,), generator=stream).to(self.device)
         return self.scenes(shapes[index], stream, spurious)
 
-    def test(self, seed=0):
-        """The test Scenes of this seed: 10,000 digits, object and background drawn by themselves."""
-        return self.scenes(self.shapes("test"), experiment.generator(seed, f"{self.name}/test"), spurious=False)
+    def test(self):
+        """The test Scenes: 10,000 digits, object and background drawn by themselves, always the same."""
+        return self.scenes(self.shapes("test"), experiment.generator(0, f"{self.name}/test"), spurious=False)
 
-    def wandering_test(self, workers=8):
+    def wandering_test(self):
         """The test Scenes of double-colored as the original makes them, in which colours wander.
 
-        It adds the jitter of each image to the palette itself, where it stays: in each of its 8 loading processes
+        It adds the jitter of each image to the palette itself, where it stays: in each of its loading processes
         every colour of object and background goes for a random walk. Colours that should be alike drift apart, and
         the tenth of the images in which nothing should be seen becomes readable. So were published numbers measured.
         """
@@ -188,7 +189,7 @@ class Variant:
             steps = DOUBLE_DEVIATION * torch.randn(len(shapes), 3, generator=stream).to(self.device)
             chosen = F.one_hot(labels, CLASSES).float()  # (N, classes)
             walks = [torch.cumsum(a[:, :, None] * b[:, None], 0) for a, b in zip(
-                chosen.chunk(workers), steps.chunk(workers), strict=True)]  # fmt: skip
+                chosen.chunk(LOADERS), steps.chunk(LOADERS), strict=True)]  # fmt: skip
             places = torch.cat(walks)[torch.arange(len(shapes)), labels] + palette[labels]
             colours.append((places * 2 - 1)[:, :, None, None])
         images = torch.lerp(colours[1], colours[0], shapes.alphas / 255)

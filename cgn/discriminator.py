@@ -71,10 +71,13 @@ def spread(maps, labels):
 
 
 def hinge_discriminator(real, fake):
-    """The discriminator's loss on logits of real and made images (Lim and Ye 2017; the paper's section 3)."""
+    """The discriminator's loss, at least 0, on logits (B,) of real and made images: 0 from 1 and -1 outwards.
+
+    Lim and Ye 2017; the paper's section 3.
+    """
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def hinge_generator(fake):
-    """The generator's loss on the discriminator's logits of what it made."""
+    """The generator's loss, the negated mean of the discriminator's logits (B,) of what it made (the same)."""
     return -fake.mean()

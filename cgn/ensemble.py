@@ -15,6 +15,7 @@ from torch import nn
 import backbones
 import experiment
 import trainer
+from cgn import objects64
 from storage import load_weights, parts_of
 
 HEADS = ("shape", "texture", "background")
@@ -78,7 +79,7 @@ class Game(trainer.Game):
 
     def real(self, images, labels):
         """Cross-entropy of the heads' mean logits with the one label that a real image has."""
-        return F.cross_entropy(self.logits(images).mean(1), labels if labels.ndim == 1 else labels[:, 0])
+        return F.cross_entropy(self.logits(images).mean(1), objects64.of_shape(labels))
 
     def counterfactual(self, images, labels):
         """Mean over the heads of each one's cross-entropy with its own label."""

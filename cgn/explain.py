@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import datasets
 import experiment
 import figures
+import metrics
 import storage
 from cgn import classifiers, data, generate, train
 
@@ -71,10 +72,9 @@ def overlaps(heat, masks):
     The upper half of a heat map is compared. A map that is 0 everywhere has energy 0.
     """
     hot = heat > 0.5
-    ratio = lambda a, b: (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(1)
-    object_ = ratio(hot, masks)
+    object_ = metrics.iou(hot, masks)
     energy = (heat * masks).flatten(1).sum(1) / heat.flatten(1).sum(1).clamp(1e-12)
-    return {"iou": object_, "iou_both": (object_ + ratio(~hot, ~masks)) / 2, "energy": energy}
+    return {"iou": object_, "iou_both": (object_ + metrics.iou(~hot, ~masks)) / 2, "energy": energy}
 
 
 def look(model, scenes, unrelated):
@@ -110,7 +110,10 @@ def embed(model, sets, seed):
 
 
 def separation(places, labels):
-    """Share of images whose nearest neighbour on the plane has their label: how well the classes lie apart."""
+    """Share, in [0, 1], of images whose nearest neighbour on the plane has their label: how well classes lie apart.
+
+    places (N, 2), labels (N,), N at least 2.
+    """
     distances = torch.cdist(places, places)
     distances.fill_diagonal_(torch.inf)
     return float((labels[distances.argmin(1)] == labels).float().mean())

@@ -104,12 +104,11 @@ class Pictures:
 class Folder(Pictures):
     """The images of ROOT/CLASS/*, as Pictures; classes: the names of the class folders, in the order of the labels.
 
-    limit: at most so many images of each class, the first by name; None for all. Raises UserError where there is no
-    such folder, where it has no class folders, and for a class without images.
+    Raises UserError where there is no such folder, where it has no class folders, and for a class without images.
     """
 
-    def __init__(self, root, size, device="cpu", seed=0, limit=None, share=1.0, flip=False):
-        self.classes, paths, labels = _tree(Path(root), limit)
+    def __init__(self, root, size, device="cpu", seed=0, share=1.0, flip=False):
+        self.classes, paths, labels = _tree(Path(root))
         super().__init__(paths, labels, size, device, seed, share, flip)
 
 
@@ -117,13 +116,15 @@ class Masked(Pictures):
     """The images of a folder with their masks in another one, NAME.png, white on what stands out, as Pictures.
 
     split: "train", or "val" for every tenth image, by name. Batches are (images, labels all 0, masks (B, 1, S, S)
-    boolean). Raises UserError where a mask is missing or of another size than its image.
+    boolean). Raises UserError where a mask is missing or of another size than its image, and for fewer than ten images.
     """
 
     def __init__(self, images, masks, size, split="train", device="cpu", seed=0):
         paths = sorted(path for path in _files(images) if path.suffix.lower() in SUFFIXES)
         if not paths:
             raise UserError(f"{images} has no images ({', '.join(sorted(SUFFIXES))})")
+        if len(paths) < 10:
+            raise UserError(f"{images} has {len(paths)} images: every tenth is held out, so that ten are needed")
         held_out = [number % 10 == 9 for number in range(len(paths))]
         paths = [path for path, out in zip(paths, held_out, strict=True) if out == (split == "val")]
         self.masks = Path(masks)
@@ -203,7 +204,7 @@ def _expect(root, found, wanted):
         raise UserError(f"{root} has {len(found)} class folders, and {', '.join(wanted)} are wanted once each")
 
 
-def _tree(root, limit=None):
+def _tree(root):
     """(names of the class folders, paths, labels (N,)) of ROOT/CLASS/*, in the order of their names."""
     if not root.is_dir():
         raise UserError(f"no folder {root}: it should hold one folder of images for each class")
@@ -213,7 +214,7 @@ def _tree(root, limit=None):
     paths, labels = [], []
     for label, name in enumerate(classes):
         own = sorted(entry.name for entry in os.scandir(root / name) if not entry.name.startswith(".")
-                     and os.path.splitext(entry.name)[1].lower() in SUFFIXES)[:limit]  # fmt: skip
+                     and os.path.splitext(entry.name)[1].lower() in SUFFIXES)  # fmt: skip
         if not own:
             raise UserError(f"{root / name} has no images ({', '.join(sorted(SUFFIXES))})")
         paths += [root / name / file for file in own]

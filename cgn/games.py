@@ -59,7 +59,9 @@ class PartsGame(Game):
                 terms["texture"] = EVERY * self.statistics.loss(filled, labels[some])
         self.adversaries.requires_grad_(True)
         terms["entropy"] = losses.binary_entropy(masks)
-        self.move("generator", sum(self.weights[name] * value for name, value in terms.items() if self.weights[name]))
+        weighted = [self.weights[name] * value for name, value in terms.items() if self.weights[name]]
+        if weighted:  # with the Gram matrices alone, nothing is learned in the steps between two looks
+            self.move("generator", sum(weighted))
         self.follow(number)
         return terms | {f"against_{name}": value for name, value in against.items()} | {"mask": masks.mean()}
 
@@ -75,7 +77,7 @@ class ImageGame(Game):
     """One adversary on whole images: the published objective, and what a GAN without mechanisms has.
 
     One latent and one label go to all mechanisms (published). weights: entropy, texture, edge, area; the Gram matrices
-    are compared with those of the real batch (statistics None: published) or of each class.
+    are compared with those of the real batch (published) or of each class, as `statistics` does it.
     """
 
     def __init__(self, generator, adversary, adversarial, batch, statistics, weights, lr, betas, context, seed,

@@ -81,11 +81,12 @@ class Source:
     def __init__(self, generator, device, seed, ratio=1, opacities=None, context=None, factual=False):
         """opacities: (alphas uint8 (N, 1, 32, 32), labels (N,)) of training images, or None to sample shapes.
 
-        factual: one label for all three mechanisms: what the generator was trained to make.
+        factual: one label for all three mechanisms: what the generator was trained to make, whatever the
+        ratio each with latents of its own: of the same shape and label a GAN makes the same image again.
         """
-        self.generator, self.device, self.seed, self.ratio = generator, device, seed, ratio
+        self.generator, self.device, self.seed, self.ratio = generator, device, seed, 1 if factual else ratio
         self.opacities, self.factual = opacities, factual
-        self.context = context or functools.partial(experiment.autocast, device, torch.float32)
+        self.context = context or experiment.in_precision(device, "float32")
 
     @torch.no_grad()
     def chunk(self, number, size=CHUNK):

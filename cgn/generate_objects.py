@@ -52,7 +52,7 @@ class Source:
         self.model, self.truncation, self.seed, self.factual = model, truncation, seed, factual
         self.shard, self.shards, self.side, self.classes = shard, shards, model.resolution, model.classes
         self.device = next(model.parameters()).device
-        self.context = context or functools.partial(experiment.autocast, self.device, torch.float32)
+        self.context = context or experiment.in_precision(self.device, "float32")
 
     def stream(self, purpose, number):
         return experiment.generator(self.seed, f"{purpose}/{number * self.shards + self.shard}")
@@ -132,7 +132,9 @@ def film(model, classes, seed, truncation, path):
 
 
 def draw(model, run, classes, seed, truncation, results):
-    """All figures of a run."""
+    """All figures of a run; UserError for classes that it has not."""
+    if not classes:
+        raise experiment.UserError("--classes names none: name some of them, or leave the figures out by --no-sheets")
     if max(classes) >= model.classes:
         raise experiment.UserError(f"--classes: there is no class {max(classes)}; they are 0 to {model.classes - 1}")
     stem = run.stem.removeprefix("cgn_")

@@ -19,15 +19,17 @@ NEAR = 3  # pixels around an object that its edge still reaches
 
 
 def logistic(real, fake=None):
-    """The discriminator's loss on logits of real and fake images, or, with fake alone as `real`, the generator's.
-
-    Non-saturating (Goodfellow et al. 2014, section 3).
+    """The discriminator's loss in nats on logits (B,) of real and fake images, or, with fake alone as `real`, the
+    generator's. Non-saturating (Goodfellow et al. 2014, section 3).
     """
     return F.softplus(-real).mean() + (F.softplus(fake).mean() if fake is not None else 0)
 
 
 def least_squares(real, fake=None):
-    """The same, with squared errors (Mao et al. 2017), half of their sum for the discriminator (published)."""
+    """The same on the same logits, with squared distances from 1 for real and 0 for fake (Mao et al. 2017).
+
+    Half of their sum for the discriminator (published).
+    """
     if fake is None:
         return (real - 1).square().mean()
     return ((real - 1).square().mean() + fake.square().mean()) / 2
@@ -37,19 +39,28 @@ def least_squares(real, fake=None):
 
 
 def binary_entropy(masks):
-    """Mean entropy of masks in bits, 0 where each pixel is 0 or 1 and 1 where all are a half (paper, L_mask)."""
+    """Mean entropy in bits of masks in [0, 1] of any shape: 1 where all are a half (paper, L_mask).
+
+    Values are clamped to [CLAMP, 1 - CLAMP], so that binary masks have 0.0015 and every gradient is finite.
+    """
     m = masks.float().clamp(CLAMP, 1 - CLAMP)
     return -(m * m.log2() + (1 - m) * (1 - m).log2()).mean()
 
 
 def area(masks, least=0.1, most=0.9):
-    """How far the mean of each mask is outside [least, most], averaged (paper, the second half of L_mask)."""
+    """How far the mean of each mask (B, 1, H, W) is outside [least, most], averaged: 0 for all that are within.
+
+    Paper, the second half of L_mask.
+    """
     means = masks.float().mean((1, 2, 3))
     return (F.relu(least - means) + F.relu(means - most)).mean()
 
 
 def edge(masks, band):
-    """Mean of the masks on their outermost `band` pixels: objects do not touch the border."""
+    """Mean, in [0, 1], of masks (B, 1, H, W) on their outermost `band` pixels: objects do not touch the border.
+
+    band: less than half of H and W. As in the replication (Bagad et al. 2022).
+    """
     inner = masks[:, :, band:-band, band:-band].float().sum()
     pixels = masks.shape[2] * masks.shape[3] - (masks.shape[2] - 2 * band) * (masks.shape[3] - 2 * band)
     return (masks.float().sum() - inner) / (len(masks) * pixels)
@@ -200,7 +211,10 @@ class TextureStatistics:
         self.scales = [target.abs().mean() for target in self.targets]
 
     def loss(self, x, labels):
-        """Mean absolute distance of the classes' mean Gram matrices, relative to their size, summed over the layers."""
+        """Mean absolute distance of the classes' mean Gram matrices, relative to their size, summed over the layers.
+
+        x (B, 3, 32, 32) in [-1, 1], labels (B,); classes that the batch does not have are left out.
+        """
         total = 0
         for maps, target, scale in zip(self.network(x), self.targets, self.scales, strict=True):
             means, there = class_means(gram(maps), labels)
@@ -211,7 +225,8 @@ class TextureStatistics:
 def gram_distance(network, x, real, weights):
     """Mean absolute distance of two batches' Gram matrices, layer by layer, image by image (published).
 
-    weights: one for each layer of the network; published for MNIST with VGG16, .05 .1 .01 0 for colored.
+    x, real (B, 3, H, W) in [-1, 1], a pair of images in each row. weights: one for each layer of the network; published
+    for MNIST with VGG16, .05 .1 .01 0 for colored.
     """
     pairs = zip(weights, network(x), network(real), strict=True)
     return sum(weight * (gram(a) - gram(b)).abs().mean() for weight, a, b in pairs if weight)

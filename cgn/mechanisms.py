@@ -201,6 +201,7 @@ class LinearDiscriminator(nn.Module):
         self.model = nn.Sequential(*layers, nn.Linear(width, 1))
 
     def forward(self, x, labels):
+        """Logits (B,), float32, of images (B, 3, 32, 32) in [-1, 1] and labels (B,)."""
         return self.model(torch.cat([x.flatten(1), self.label_embedding(labels)], 1)).squeeze(1).float()
 
 
@@ -218,6 +219,7 @@ class ConvDiscriminator(nn.Module):
         _initialise(self, "normal", 0.02)
 
     def forward(self, x, labels):
+        """Logits (B,), float32, of images (B, 3, 32, 32) in [-1, 1] and labels (B,)."""
         label = self.label_embedding(labels).view(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE)
         return self.model(torch.cat([x, label], 1)).flatten(1).squeeze(1).float()
 

@@ -13,6 +13,7 @@ labels: three of (B,), or soft (B, classes), in the order shape, object texture,
 Parameters are named as in the published cgn.pth.
 """
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from torch import nn
 from cgn import biggan, losses, u2net
 from cgn.mechanisms import CLAMP, Parts
 from experiment import UserError
-from storage import load_checkpoint, load_weights, parts_of
+from storage import load_checkpoint, load_published_weights, load_weights, one_of, parts_of
 
 PUBLISHED = ("biggan-deep-256", "u2net")  # what the published cgn.pth is made of
 MECHANISMS = ("f_shape", "f_text", "f_bg")
@@ -114,25 +115,25 @@ def objective(made, network, stream, weights, patches):
     The last one is because a background may as well fool the saliency network as be without an object: it keeps faint
     stripes, or darkens. network: features as in losses.features; weights: {term: weight}, where gram, texture and
     ground have one for each layer of the network; a term without a weight, or with 0, is left out. patches: of
-    losses.texture_grids.
+    losses.texture_grids. Raises UserError for a weight of a term that is not here.
     """
     image, mask = made.parts.image(), made.parts.mask
-    wanted = {
-        "l1": lambda: (image - made.target).abs().mean(),
-        "entropy": lambda: losses.binary_entropy(mask),
-        "area": lambda: losses.area(mask),
-        "background": lambda: made.left.mean(),
-    }
-    terms = {name: weights[name] * term() for name, term in wanted.items() if weights.get(name)}
-    if any(weights.get("gram") or ()):
-        terms["gram"] = losses.gram_distance(network, image, made.target, weights["gram"])
-    if any(weights.get("texture") or ()):
-        grids = losses.texture_grids(made.target, mask.detach(), stream, **patches)
-        terms["texture"] = losses.gram_distance(network, made.parts.object, grids, weights["texture"])
-    if any(weights.get("ground") or ()):
-        terms["ground"] = losses.ground_distance(network, made.parts.background, made.target, mask.detach(),
-                                                 weights["ground"])  # fmt: skip
-    return terms
+    per_layer = functools.partial(losses.gram_distance, network)
+    grids = lambda: losses.texture_grids(made.target, mask.detach(), stream, **patches)
+    terms = {
+        "l1": lambda weight: weight * (image - made.target).abs().mean(),
+        "entropy": lambda weight: weight * losses.binary_entropy(mask),
+        "area": lambda weight: weight * losses.area(mask),
+        "background": lambda weight: weight * made.left.mean(),
+        "gram": lambda weights: per_layer(image, made.target, weights),
+        "texture": lambda weights: per_layer(made.parts.object, grids(), weights),
+        "ground": lambda weights: losses.ground_distance(network, made.parts.background, made.target, mask.detach(),
+                                                         weights),
+    }  # fmt: skip
+    for name in weights:
+        one_of(terms, "loss of a CGN of objects", name)
+    counts = lambda weight: any(weight) if isinstance(weight, tuple) else bool(weight)
+    return {name: term(weights[name]) for name, term in terms.items() if counts(weights.get(name))}
 
 
 # --- making and restoring ------------------------------------------------------------------------------
@@ -147,15 +148,14 @@ def restore(state):
 def load_published(path):
     """The published ObjectsCGN, of 256 x 256 pixels and 1,000 classes, from cgn.pth; with its target if that is there.
 
-    Raises UserError for another file. `module.` before the names, of several GPUs, is accepted.
+    Raises UserError for another file.
     """
     if not Path(path).is_file():
         raise UserError(f"no weights at {path}: python -m cgn.fetch --what cgn says where they come from")
-    given = {str(key).removeprefix("module."): value for key, value in load_checkpoint(path).items()}
-    target = any(key.startswith(f"{TARGET}.") for key in given)
+    given = load_checkpoint(path)
+    target = any(str(key).removeprefix("module.").startswith(f"{TARGET}.") for key in given)
     model = ObjectsCGN(*PUBLISHED, standardise=False, target=target)
-    counts = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-    return load_weights(model, counts | given)
+    return load_published_weights(model, given)
 
 
 def load(run, device):

@@ -233,6 +233,11 @@ def _originals(root):
     return alphas, classes, *painted
 
 
+def of_shape(labels):
+    """The one label (N,) that stands for an image, the shape's, of labels (N,) of a folder or (N, 3) of this set."""
+    return labels if labels.ndim == 1 else labels[:, 0]
+
+
 def read(split, device="cpu", root=datasets.ROOT, seed=0):
     """The Scenes of a split of SPLITS, always the same ones; seed: of their order.
 

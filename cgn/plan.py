@@ -14,7 +14,7 @@ LEFT_OUT = {"without shape_adversary": "--shape-adversary 0", "without texture_a
             "without abduction, with edge": "--no-abduction --edge 10"}  # fmt: skip
 LEFT_OUT_OF = "double_colored"  # the variant on which losses, sizes and ratios are studied
 LEFT_OUT_SEEDS = range(3)  # of losses; of abduction, all
-EXPLAINED_SEEDS = range(3)  # of the classifiers that are explained; those of seed 0 are kept in the repository
+EXPLAINED_SEEDS = range(3)  # of the classifiers that are explained, which are saved for it
 PUBLISHED_GENERATOR = "double_colored.pth"  # the one that is measured, in cgn_mnist/
 PUBLISHED_RATIO = 10  # counterfactuals of each shape, published for double-colored
 PUBLISHED_CLASSIFIERS = ("colored", "colored_counterfactual")  # trained on original and on counterfactual images

@@ -20,15 +20,14 @@ GOOD = 0.9  # a class has good masks if this share of them is read rightly (the 
 
 
 def reader(reads, variant, textures, context, runs=Path("runs")):
-    """(the network that reads one of READS, its accuracy on the test set); trained at the first use.
+    """The network that reads one of READS, trained at the first use.
 
-    textures: what a record says of the variant's textures.
+    textures: what a record says of the variant's textures. Its checkpoint has its accuracy on the test set.
     """
     name = "mask" if reads == "mask" else f"{variant.name}_{reads}" + (f"_{textures}" if textures else "")
     path = Path(runs) / f"cgn_reader_{name}/ckpt/best.pt"
     if path.is_file():
-        state = storage.load_checkpoint(path)
-        return classifiers.restore(state).to(variant.device), state["accuracy"]
+        return classifiers.restore(storage.load_checkpoint(path)).to(variant.device)
     channels = 3
     if reads == "mask":  # one for all variants, wherever it is first wanted
         variant, channels = data.Variant("double_colored", variant.device, root=variant.root), 1
@@ -43,7 +42,7 @@ def reader(reads, variant, textures, context, runs=Path("runs")):
     accuracy = float(right(net, *_example(variant, variant.test(), reads)).float().mean())
     storage.save_checkpoint(path, {"architecture": {"name": "reader", "settings": {"channels": channels}},
                                    "model": net.state_dict(), "accuracy": accuracy})
-    return net, accuracy
+    return net
 
 
 def _example(variant, scenes, reads):

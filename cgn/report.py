@@ -3,7 +3,7 @@
 import functools
 
 import tables
-from cgn import classify, data, plan
+from cgn import analyse, classify, data, plan
 
 FOLDER = "results/cgn"
 NAMES = {"colored": "colored", "double_colored": "double-colored", "wildlife": "wildlife"}
@@ -93,30 +93,39 @@ def accuracies(records, variant, textures=None):
     return tables.markdown(header + [words[split] for split in more], rows)
 
 
+def analysed(records):
+    """The records of cgn.analyse, with as many samples as by default, that are of a CGN trained here."""
+    return [row for row in records if row["experiment"] == "analyse" and row["options"]["count"] == analyse.COUNT
+            and isinstance(row["options"]["trained"], dict)]
+
+
 def labels_table(records, variant, textures=None):
     """Which reader changes its mind when the label of one mechanism is moved."""
-    rows = [row for row in records if row["experiment"] == "analyse" and row["metric"] in ("changed", "followed")
-            and row["options"]["variant"] == variant and row["options"]["textures"] == textures
-            and isinstance(row["options"]["trained"], dict) and left_out(row["options"]["trained"]) == "all losses"]
-    readers = list(dict.fromkeys(row["setting"]["reader"] for row in rows))
-    lines = []
-    for mechanism in dict.fromkeys(row["arm"] for row in rows):
-        found = [tables.values(rows, arm=mechanism, reader=reader, metric="changed") for reader in readers]
-        lines.append([mechanism, *(percent(values.values()) for values in found)])
+    found = {}
+    for row in analysed(records):
+        o = row["options"]
+        if (row["metric"], o["variant"], o["textures"]) == ("changed", variant, textures) and (
+                left_out(o["trained"]) == "all losses"):
+            found.setdefault(row["arm"], {}).setdefault(row["setting"]["reader"], {})[row["seed"]] = row["value"]
+    if not found:
+        return UNMEASURED
+    readers = list(dict.fromkeys(reader for values in found.values() for reader in values))
+    lines = [[mechanism, *(percent(values.get(reader, {}).values()) for reader in readers)]
+             for mechanism, values in found.items()]
     return tables.markdown(["label moved", *(f"{reader}'s reader changes, %" for reader in readers)], lines)
 
 
 def masks_table(records):
     """Good masks out of ten classes, and what a classifier learns from them, for each way to train a CGN."""
     groups, accuracy = {}, {}
+    for row in analysed(records):
+        o, trained = row["options"], row["options"]["trained"]
+        group = groups.setdefault((trained["variant"], trained["textures"], left_out(trained)), {})
+        group.setdefault(row["metric"], {})[trained["seed"]] = row["value"]
+        group.setdefault("generators", set()).add(o.get("generator"))
     for row in records:
         o = row["options"]
-        if row["experiment"] == "analyse" and isinstance(o["trained"], dict):
-            trained = o["trained"]
-            group = groups.setdefault((trained["variant"], trained["textures"], left_out(trained)), {})
-            group.setdefault(row["metric"], {})[trained["seed"]] = row["value"]
-            group.setdefault("generators", set()).add(o.get("generator"))
-        elif row["experiment"] == "classify" and (row["arm"], row["split"]) == ("cgn", "test") and usual(o):
+        if row["experiment"] == "classify" and (row["arm"], row["split"]) == ("cgn", "test") and usual(o):
             accuracy[o.get("generator")] = row["value"]
     lines = []
     for (variant, textures, what), found in sorted(groups.items(), key=str):
@@ -126,6 +135,8 @@ def masks_table(records):
             lines.append([name, what, shown(found["good masks"].values(), digits=1),
                           percent(found["masks read rightly"].values()),
                           f"{tables.mean_of(found['mean mask'].values()).mean:.2f}", percent(read)])
+    if not lines:
+        return UNMEASURED
     return tables.markdown(["variant", "trained with", "good masks of 10", "masks read rightly, %", "mean mask",
                             "test accuracy, shapes sampled, %"], lines)
 
@@ -151,6 +162,8 @@ def sizes_table(records):
             groups.setdefault((o["size"], o["ratio"]), {})[row["seed"]] = row["value"]
     lines = [[f"{size:,}", ratio, percent(found.values()), len(found)]
              for (size, ratio), found in sorted(groups.items())]
+    if not lines:
+        return UNMEASURED
     return tables.markdown(["images", "of each shape", "test accuracy, %", "seeds"], lines)
 
 
@@ -168,6 +181,8 @@ def explain_table(records):
         keys += [(split, NEIGHBOUR) for split in ("original", "test", "counterfactual")]
         cells = [found.get(key, {}) for key in keys]
         lines.append([name, ARMS.get(tuple(arm.split("+")), arm), *(shown(values.values()) for values in cells)])
+    if not lines:
+        return UNMEASURED
     return tables.markdown(["variant", "trained on", "IoU", "IoU, both", "energy", "IoU, other digit's mask",
                             "IoU, both, other digit's mask", "t-SNE, original", "test", "counterfactual"], lines)
 
@@ -228,4 +243,4 @@ def claims(records):
             said.append(f"On {NAMES[variant]} {percent(best)} % with abducted and {percent(plain)} % with sampled "
                         f"shapes (paper {target:g}; reached by {reached[0]} of {len(best)} and {reached[1]} of "
                         f"{len(plain)} seeds).")
-    return " ".join(said)
+    return " ".join(said) or UNMEASURED

@@ -6,10 +6,11 @@ records are there, and until then a cell that says what it takes.
 """
 
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import tables
-from cgn import plan_objects, report
+from cgn import plan_objects, report, score_objects, train_ensemble, train_objects
 from cgn.report import UNMEASURED
 
 PRESET = "objects64"
@@ -41,6 +42,7 @@ TABLE_4 = {"paper: IN": (95.6, 86.2, 78.9, 7.3), "paper: Mixed-Rand": (73.3, 71.
 # Top-1 off the training distribution, in per cent: the replication's IN-mini + CGN, and ResNet-50.
 SHIFTED = {"ImageNet (replication: IN-mini)": (56.8, 75.6), "ImageNet-A": (1.39, 3.4), "ImageNet-Sketch": (11.8, 24.1),
            "cue conflict, called stylized": (17.19, 19.22)}  # fmt: skip
+OURS = dict(zip(SHIFTED, ("val", "imagenet-a", "imagenet-sketch", "cue_conflict"), strict=True))  # splits of records
 ARMS = {"real": "real", "counterfactual": "counterfactual", "both": "real + counterfactual",
         "independent": "true labels, independent"}  # fmt: skip
 ANSWERS = (("real", "mean"), ("both", "mean"), ("both", "shape"), ("counterfactual", "shape"),
@@ -76,8 +78,16 @@ def scored(records):
 
 
 def usual(options):
-    """Whether a CGN was scored at the replication's setting."""
-    return (options["count"], options["splits"], options["truncation"]) == plan_objects.SCORED_AT
+    """Whether a CGN, trained as its preset says, was scored at the replication's setting, by the default networks."""
+    preset = {name: train_objects.PRESETS[PRESET][name] for name in ("steps", "batch", "accumulate")}
+    judges = {name: Path(default(score_objects, name)).name for name in ("target", "classifier", "reader", "segmenter")}
+    return ((options["count"], options["splits"], options["truncation"]) == plan_objects.SCORED_AT
+            and options["seed"] == score_objects.SEED and judges.items() <= options.items()
+            and preset.items() <= options["trained"].items())  # fmt: skip
+
+
+def default(script, name):
+    return getattr(script, name.upper())
 
 
 def losses_table(records):
@@ -125,24 +135,43 @@ def measured(records):
 
 
 def of_made_set(options):
-    """Whether what was evaluated is one of the plan's classifiers, on the made set."""
-    return bool(options.get("trained")) and not any(options.get(name) for name in plan_objects.FOLDERS)
+    """Whether what was evaluated, on the made set, is one of the plan's classifiers: trained as by default."""
+    trained = options.get("trained")
+    if not trained or any(options.get(name) for name in plan_objects.FOLDERS):
+        return False
+    names = ("folder", "backbone", "weights", "steps", "batch", "ratio", "lr", "select")
+    counterfactuals = {"size": plan_objects.SIZE, "truncation": plan_objects.TRUNCATION, "factual": False}
+    return all(trained[name] == default(train_ensemble, name) for name in names) and (
+        trained["set"] is None or counterfactuals.items() <= trained["set"].items())
 
 
 def on_folders(records, split, metric, head):
-    """{arm: value} of what was measured on folders of images, of the answer `head`; a plain classifier has only one."""
+    """{arm: {seed: value}} of what was measured on folders of images, of the answer `head`.
+
+    A classifier of torchvision has one answer, its mean, and the seed 0.
+    """
     found = {}
     for row in records:
         if row["experiment"] == "evaluate" and any(row["options"].get(name) for name in plan_objects.FOLDERS):
             arm, answer = row["arm"].rsplit(", ", 1)
             wanted = head if row["options"]["trained"] else "mean"
-            if (row["split"], row["metric"], answer) == (split, metric, wanted):
-                found[arm] = row["value"]
+            if (row["split"], row["metric"], answer) == (split, metric, wanted) and row["value"] is not None:
+                found.setdefault(arm, {})[row["seed"]] = row["value"]
     return found
 
 
+def in_one_cell(found):
+    """What on_folders found, in per cent, or what it takes."""
+    return "; ".join(f"{arm} {per_cent(values)}" for arm, values in found.items()) or NEEDED
+
+
+def per_cent(values):
+    """{seed: share} as a mean in per cent."""
+    return shown(values.values(), digits=1, scale=PER_CENT)
+
+
 def of(found, *key):
-    return shown(found.get(Cell(*key), {}).values(), digits=1, scale=PER_CENT)
+    return per_cent(found.get(Cell(*key), {}))
 
 
 def table_3(records):
@@ -154,7 +183,7 @@ def table_3(records):
         real = on_folders(records, "cue_conflict" if metric == "shape bias" else "val", metric, head)
         made = plan_objects.CONFLICTS if metric == "shape bias" else "original"
         lines.append([f"{metric}, {head}", paper, replicated,
-                      "; ".join(f"{arm} {100 * value:.1f}" for arm, value in real.items()) or NEEDED,
+                      in_one_cell(real),
                       *(of(found, arm, head, made, metric) for arm in ARMS)])
     for head in ("shape", "texture", "background"):
         metric = "top-1" if head == "shape" else "own label"
@@ -173,7 +202,7 @@ def table_4(records):
     gaps = {split: on_folders(records, split, "bg_gap" if split == "bg_gap" else "top-1", "shape and texture")
             for split in SPLITS_4}  # fmt: skip
     for arm in gaps["original"]:
-        lines.append([f"ours, IN-9: {arm}", *(f"{100 * gaps[split][arm]:.1f}" for split in SPLITS_4)])
+        lines.append([f"ours, IN-9: {arm}", *(per_cent(gaps[split].get(arm, {})) for split in SPLITS_4)])
     if not gaps["original"]:
         lines.append(["ours, IN-9", *["needs IN-9, weights"] * len(SPLITS_4)])
     for arm, name in ARMS.items():
@@ -188,7 +217,8 @@ def shifted_table(records):
     found = measured(records)
     if not found:
         return UNMEASURED
-    lines = [[name, cgn, resnet, NEEDED, *["–"] * len(ANSWERS)] for name, (cgn, resnet) in SHIFTED.items()]
+    lines = [[name, cgn, resnet, in_one_cell(on_folders(records, OURS[name], "top-1", "mean")), *["–"] * len(ANSWERS)]
+             for name, (cgn, resnet) in SHIFTED.items()]
     lines += [[f"made set: {split.replace('_', ' ')}", "–", "–", "–",
                *(of(found, arm, head, split, "top-1") for arm, head in ANSWERS)] for split in plan_objects.SHIFTED]
     header = ["top-1, %", "replication: IN-mini + CGN", "ResNet-50", "ours, ImageNet",

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 import backbones
 import experiment
+import metrics
 import storage
 import tables
 from cgn import ensemble, fetch, generate_objects, losses, objects, scores, train_objects
@@ -115,8 +116,7 @@ class Answer(nn.Module):
 
 def overlap(masks, found):
     """IoU at a half, (B,), of masks (B, 1, H, W) and others, each in [0, 1]; 0 where both are empty."""
-    masks, found = masks > BINARY, found > BINARY
-    return (masks & found).sum((1, 2, 3)) / (masks | found).sum((1, 2, 3)).clamp(1)
+    return metrics.iou(masks > BINARY, found > BINARY)
 
 
 def decided(masks):
@@ -207,7 +207,7 @@ def fits(option, given, found, wanted):
 def target_of(path, model, device):
     """(BigGAN, its file) of the CGN's own file, a run folder or published weights; UserError if it is another one's."""
     own = getattr(model, objects.TARGET, None)
-    made = own or train_objects.source_of(path, model.settings["config"], None).to(device).requires_grad_(False)
+    made = own or train_objects.generator_of(path, model.settings["config"]).to(device).requires_grad_(False)
     for name in ("classes", "latent", "resolution"):
         if getattr(made.config, name) != getattr(model, name):
             raise UserError(f"--target {path} is of {name} {getattr(made.config, name)}, and the CGN of "
@@ -228,8 +228,7 @@ def torchvision_of(name, weights, classes, device):
     fits("classifier", name, backbones.classes_in(given), classes)
     how = {"transform_input": True, "init_weights": False} if name in INCEPTIONS else {}
     network = torchvision.models.get_model(name, weights=None, num_classes=classes, **how)
-    counts = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
-    return storage.load_weights(network, counts | given).eval().to(device)
+    return storage.load_published_weights(network, given).eval().to(device)
 
 
 def classifier_of(classifier, weights, classes, device):
@@ -262,7 +261,7 @@ def reading_of(path, classes, device):
 
 def finding_of(path, model, device):
     """(function from images to saliency, file of weights) of --segmenter; UserError if it is the CGN's own network."""
-    network = train_objects.source_of(path, None, path.stem).to(device).requires_grad_(False)
+    network = train_objects.saliency_of(path, path.stem).to(device).requires_grad_(False)
     own, found = model.u2net.state_dict(), network.state_dict()
     if own.keys() == found.keys() and all(torch.equal(own[key], found[key]) for key in own):
         raise UserError(f"--segmenter {path} is the network that the CGN was trained with, and no judge of its masks: "

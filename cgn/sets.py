@@ -51,6 +51,8 @@ def write(source, out, size, about):
                 path.replace(part)  # interrupted while they were renamed
         done = known["done"] if all(part.exists() for part in parts) else 0
         arrays = _open_parts(parts, size, source.side, source.classes, fresh=not done)
+        for path in paths:  # those of a set whose note was deleted would pass for this one's
+            path.unlink(missing_ok=True)
         _fill(source, arrays, done, size, lambda done: storage.write_atomically(
             note, json.dumps({"done": done, "about": about})))  # fmt: skip
         for part, path in zip(parts, paths, strict=True):
@@ -95,15 +97,20 @@ def _fill(source, arrays, done, size, note):
 
 
 def about_of(out):
-    """What a set was made from and how; raises UserError if there is none."""
+    """What a set was made from and how; raises UserError if there is none, or none that is finished."""
     _, note = _files(out)
     if not note.exists():
         raise experiment.UserError(f"no counterfactual set at {out}; cgn.generate makes one")
-    return storage.read_json(note)["about"]
+    known = storage.read_json(note)
+    if known["done"] < known["about"]["size"]:
+        raise experiment.UserError(f"no counterfactual set at {out}: {known['done']:,} of {known['about']['size']:,} "
+                                   "images are made; the command that began it goes on")
+    return known["about"]
 
 
 def read(out):
     """(images, labels) of a finished set as memory-mapped arrays; raises UserError if it is not there, or torn."""
+    about_of(out)
     try:
         return tuple(numpy.load(path, mmap_mode="r") for path in _files(out)[0])
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import datasets
 import experiment
+import metrics
 import storage
 import trainer
 from cgn import abduction, data, games, losses, mechanisms
@@ -46,7 +47,7 @@ ABDUCTION: bool = True  # find the shapes of real images first; without it one a
 SHAPE_ADVERSARY: experiment.NotNegative = 1.0  # weight; only with abduction
 TEXTURE_ADVERSARY: experiment.NotNegative = 1.0  # weight; only with abduction
 ENTROPY: experiment.NotNegative | None = None  # weight of the masks' binary entropy; by default 0.1, published .1 to .3
-TEXTURE: experiment.NotNegative | None = None  # weight of the Gram matrices; by default 0.1
+TEXTURE: experiment.NotNegative | None = None  # weight of the Gram matrices; by default 0.1, gan 0, published_cgn 1
 EDGE: experiment.NotNegative = 0.0  # weight of masks near the border; only without abduction
 FEATURES: Literal["random", "vgg16"] = "random"  # whose Gram matrices: fixed random filters, or ImageNet's VGG16
 
@@ -102,7 +103,10 @@ def make_batch(variant, shapes, size, opacities=None):
 
 
 def abduce(model, variant, shapes, seed, context):
-    """(images uint8, opacities uint8, labels) of one composition of the whole training set."""
+    """((images uint8, opacities uint8, labels), IoU) of one composition of the whole training set.
+
+    IoU: the mean over images of that of the opacities, at a half, and the true masks, which serve nothing else.
+    """
     flat, found, stream = variant.name != "wildlife", [], experiment.generator(seed, "training set")
     for index in torch.arange(len(shapes), device=variant.device).split(500):
         scenes = variant.scenes(shapes[index], stream, spurious=True)
@@ -111,8 +115,7 @@ def abduce(model, variant, shapes, seed, context):
         found.append([datasets.to_bytes(scenes.images), (alphas * 255).round().to(torch.uint8), scenes.labels,
                       scenes.masks])
     images, alphas, labels, masks = (torch.cat(part) for part in zip(*found, strict=True))
-    overlap = ((alphas > 127) & masks).sum((1, 2, 3)) / ((alphas > 127) | masks).sum((1, 2, 3)).clamp(1)
-    return (images, alphas, labels), float(overlap.mean())
+    return (images, alphas, labels), float(metrics.iou(alphas > 127, masks).mean())
 
 
 def texture_statistics(features, batch, size, device, seed):
@@ -253,14 +256,11 @@ def measure(path, best, trained, options, device, results):
     if records.earlier() and not trained:
         return
     arm, split = options["model"], options["variant"]
-    lines = [line for line in storage.read_lines(Path(path) / "log.jsonl") if "seconds" in line]
     add = functools.partial(records.add, arm, split, seed=options["seed"])
-    for what, part in (("training", [line for line in lines if "step" in line]),
-                       ("abduction", [line for line in lines if "event" in line])):
-        if part:
-            n = options["steps"] * options["batch"] if what == "training" else sum(
-                abduction.STEPS[split]) * abduction.BATCH
-            add(f"{what} seconds", sum(line["seconds"] for line in part), n=n)
+    add("training seconds", trainer.seconds_of(path), n=options["steps"] * options["batch"])
+    for line in storage.read_lines(path / "log.jsonl"):
+        if line.get("event") == "abduction":
+            add("abduction seconds", line["seconds"], n=sum(abduction.STEPS[split]) * abduction.BATCH)
     if best.get("iou") is not None:
         add("abduction iou", best["iou"], n=60_000 if split == "colored" else data.TRAINING)
     if options["model"] != "gan":

@@ -3,7 +3,7 @@
     python -m cgn.train_ensemble --on real           # the plain one, on the made set; 2 min on 2 cores
     python -m cgn.train_ensemble --on both           # with the counterfactuals of cgn.generate_objects --size
     python -m cgn.train_ensemble --on independent    # the ceiling: true images, three true labels, independent
-    python -m cgn.train_ensemble --folder IMAGENET --size 256 --set data/cgn/objects --backbone resnet50 \
+    python -m cgn.train_ensemble --folder IMAGENET --size 256 --set data/cgn/imagenet --backbone resnet50 \
         --weights data/weights/resnet50-0676ba61.pth --lr 0.001
 
 Sauer and Geiger 2021, sections 4.3 and 4.4. Real images are those of the made set, or of --folder in ImageNet's layout.
@@ -77,7 +77,7 @@ class Course(trainer.Training):
         average = self.game.averages["ensemble"]
         logits, labels = read(average, self.sources["val"](), self.device, self.game.context)
         answer = ensemble.answers(logits)[self.options["select"].removeprefix("val ")]
-        score = scores.top_k(answer, of_shape(labels), 1)
+        score = scores.top_k(answer, objects64.of_shape(labels), 1)
         if score > self.chosen["score"]:
             weights = {name: value.clone() for name, value in average.state_dict().items()}
             self.chosen = {"score": score, "step": self.step, "model": weights}
@@ -110,11 +110,6 @@ def read(model, source, device, context=None, size=READ):
             found.append((model(images.to(device)).float().cpu(), labels.cpu()))
     model.train(was)
     return tuple(torch.cat(part) for part in zip(*found, strict=True))
-
-
-def of_shape(labels):
-    """The one label (N,) of real images, which is that of the shape, of labels (N,) or (N, 3)."""
-    return labels if labels.ndim == 1 else labels[:, 0]
 
 
 # --- sources ---------------------------------------------------------------------------------------------------
@@ -186,8 +181,9 @@ def build(backbone, weights, classes, side, seed):
 def record(records, on, seed, model, source, device, context):
     """Add the accuracy of each answer on the validation split."""
     logits, labels = read(model, source, device, context)
+    shapes = objects64.of_shape(labels)
     for head, answer in ensemble.answers(logits).items():
-        records.add(f"{on}, {head}", "val", "top-1", scores.top_k(answer, of_shape(labels), 1), len(labels), seed)
+        records.add(f"{on}, {head}", "val", "top-1", scores.top_k(answer, shapes, 1), len(labels), seed)
 
 
 def main(on, set, folder, size, backbone, weights, seed, device, precision, run, results, steps, batch, ratio, lr,

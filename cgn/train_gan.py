@@ -59,7 +59,7 @@ class Game(trainer.Game):
 
     def step(self, number):
         images, labels, _ = self.coming(number)
-        labels = labels if labels.ndim == 1 else labels[:, 0]  # the made set has three labels; the object's is first
+        labels = objects64.of_shape(labels)
         dim = self.generator.config.latent
         latents = biggan.truncated_noise(len(images), dim, 1.0, self.stream("latents", number))
         images, labels, latents = (self.share(part).to(self.device) for part in (images, labels, latents))

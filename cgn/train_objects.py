@@ -3,7 +3,8 @@
     python -m cgn.train_objects     # objects64; 4 min on 2 cores, after train_gan and train_saliency
     python -m cgn.train_objects --preset paper --generator data/weights/biggan-deep-256-pytorch_model.bin \
         --saliency data/weights/u2net.pth --features vgg16    # ImageNet, 256 pixels; published: 12 hours of a GPU
-    torchrun --nproc-per-node 4 -m -- cgn.train_objects --preset code ...    # --nnodes 2 for two machines
+    torchrun --nproc-per-node 4 -m -- cgn.train_objects --preset code --batch 4 --accumulate 1000 ...
+                                    # four GPUs with an image each; --nnodes 2 for two machines
 
 Sauer and Geiger 2021, section 3.2. No images are read: the frozen BigGAN makes them. Presets name every weight; those
 of the paper and of the published code differ in the Gram weight (5 and 4) and in the texture's learning rate (1e-5 and
@@ -29,7 +30,7 @@ from cgn import biggan, losses, objects, scores, u2net
 PRESET: Literal["objects64", "paper", "code"] = "objects64"  # weights and sizes; see PRESETS
 GENERATOR: Path = Path("runs/biggan_objects64")  # a run of train_gan, or published weights
 SALIENCY: Path = Path("runs/u2net64_objects64")  # a run of train_saliency, or published weights
-LEAVE_OUT: Literal["l1", "gram", "rec", "shape", "texture", "background", "ground"] | None = None  # for the ablation
+LEAVE_OUT: str | None = None  # for the ablation: a loss of the preset, or one of PARTS_OF, which is several
 SEED: experiment.Index = 0  # names the streams of latents, labels, patches
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 DEVICES: experiment.Count = 1  # GPUs, or processes on the CPU, that share each batch; torchrun's number goes first
@@ -61,7 +62,7 @@ PRESETS = {
         "config": "objects64", "u2net": "u2net64", "standardise": True, "steps": 500, "batch": 32, "accumulate": 1,
         "patches": {"patch": 7, "best": 60, "grid": 9, "side": 64}},
 }  # fmt: skip
-TERMS = ("l1", "gram", "entropy", "area", "texture", "background", "ground")
+SETTINGS = ("rates", "config", "u2net", "standardise", "steps", "batch", "accumulate", "patches")  # the rest: weights
 PARTS_OF = {"rec": ("l1", "gram"), "shape": ("entropy", "area"),
             "background": ("background", "ground")}  # of a loss that has several
 BETAS = (0.5, 0.999)  # of Adam (published)
@@ -140,28 +141,38 @@ class Course(trainer.Filmed):
 
 
 def weights_of(preset, leave_out):
-    """{term: weight} of a preset, without those of a loss that is left out."""
+    """{term: weight} of a preset, without those of a loss that is left out; UserError for one that it does not have."""
+    weights = {name: value for name, value in preset.items() if name not in SETTINGS}
+    if leave_out is None:
+        return weights
+    storage.one_of(weights | PARTS_OF, "loss of this preset", leave_out)
     out = PARTS_OF.get(leave_out, (leave_out,))
-    return {name: preset[name] for name in TERMS if name in preset and name not in out}
+    return {name: value for name, value in weights.items() if name not in out}
 
 
-def source_of(path, config, saliency):
-    """The network of a run folder, or of a file of published weights."""
+def generator_of(path, config):
+    """The BigGAN of a run folder of train_gan, or of a file of published weights of this config."""
     path = Path(path)
-    if path.is_file() and saliency and saliency not in u2net.PUBLISHED:
-        raise experiment.UserError(f"{path}: of {saliency} no file was published, but of {', '.join(u2net.PUBLISHED)}; "
-                                   "name a run folder of cgn.train_saliency")
     if path.is_file():
-        return u2net.load_published(path, saliency) if saliency else biggan.load_published(path, config)
-    state = storage.load_checkpoint(path / "ckpt/best.pt")
-    return u2net.restore(state) if saliency else biggan.restore(state)
+        return biggan.load_published(path, config)
+    return biggan.restore(storage.load_checkpoint(path / "ckpt/best.pt"))
+
+
+def saliency_of(path, name):
+    """The U2-Net of a run folder of train_saliency, or of a file of published weights of the network of this name."""
+    path = Path(path)
+    if not path.is_file():
+        return u2net.restore(storage.load_checkpoint(path / "ckpt/best.pt"))
+    if name not in u2net.PUBLISHED:
+        raise experiment.UserError(f"{path}: of {name} no file was published, but of {', '.join(u2net.PUBLISHED)}; "
+                                   "name a run folder of cgn.train_saliency")
+    return u2net.load_published(path, name)
 
 
 def build(preset, generator, saliency, device):
     """The ObjectsCGN of a preset, started from a BigGAN and a U2-Net."""
     model = objects.ObjectsCGN(preset["config"], preset["u2net"], preset["standardise"], target=True)
-    model.start_from(source_of(generator, preset["config"], None),
-                     source_of(saliency, preset["config"], preset["u2net"]))  # fmt: skip
+    model.start_from(generator_of(generator, preset["config"]), saliency_of(saliency, preset["u2net"]))
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -178,6 +189,7 @@ def masks_of(model, n, truncation, seed, device):
 def main(preset, generator, saliency, leave_out, seed, device, devices, precision, run, results, steps, batch,
          accumulate, truncation, features):
     chosen, device = PRESETS[preset], experiment.pick_device(device)
+    weights_of(chosen, leave_out)  # says now if there is no such loss
     if features == "random" and len(chosen["gram"]) > 1:
         raise experiment.UserError(f"--preset {preset} weighs four layers of VGG16: add --features vgg16")
     given = {"steps": steps, "batch": batch, "accumulate": accumulate}

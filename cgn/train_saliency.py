@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 import experiment
+import metrics
 import storage
 import trainer
 from cgn import folders, objects64, u2net
@@ -83,8 +84,7 @@ def overlaps(model, source, device):
     ious, errors = [], []
     for images, _, masks in source.first(HELD_OUT).batches(50):
         found, masks = model.saliency(images.to(device)).cpu(), masks.cpu()
-        both, any_ = ((found > 0.5) & masks).sum((1, 2, 3)), ((found > 0.5) | masks).sum((1, 2, 3))
-        ious.append(both / any_.clamp(1))
+        ious.append(metrics.iou(found > 0.5, masks))
         errors.append((found - masks.float()).abs().mean((1, 2, 3)))
     return torch.cat(ious), torch.cat(errors)
 

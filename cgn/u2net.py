@@ -25,7 +25,7 @@ from torch import nn
 
 from cgn.losses import VGG16
 from experiment import UserError
-from storage import load_checkpoint, load_weights, model_in, one_of
+from storage import load_checkpoint, load_published_weights, load_weights, model_in, one_of
 
 DARKEST = 1 / 255  # the least maximum that an image is divided by, so that black stays black
 
@@ -231,15 +231,12 @@ def build(name, **settings):
 def load_published(path, name):
     """The network u2net or u2netp with the weights of a published file, in evaluation mode.
 
-    Files are accepted with the `module.` that DataParallel puts before every name, and without the counts of batches
-    that torch 0.4.0 did not yet keep. Raises UserError for a file that is absent, truncated or of something else.
+    Raises UserError for a file that is absent, truncated or of something else.
     """
     model = one_of(PUBLISHED, "published saliency network", name)()
     if not Path(path).is_file():
         raise UserError(f"no weights at {path}; {name}.pth is meant, which the repository xuebinqin/U-2-Net links to")
-    given = {str(key).removeprefix("module."): value for key, value in load_checkpoint(path).items()}
-    counts = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-    return load_weights(model, counts | given).eval()
+    return load_published_weights(model, load_checkpoint(path)).eval()
 
 
 def restore(state):

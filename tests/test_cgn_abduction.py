@@ -1,6 +1,8 @@
 """Abduction: the shapes of images without a labelled pixel, from class and border alone."""
 
 import contextlib
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +74,38 @@ def test_evidence_reads_the_map_of_the_class():
     together = net(x, labels)
     assert together.shape == (4, 30, 30)
     torch.testing.assert_close(together, net.body(x)[torch.arange(4), labels])
+
+
+@pytest.mark.parametrize("field", [1, 3])
+def test_the_loss_of_evidence_is_of_border_and_centre(field):
+    """Logits 1 where a window lies in the 4 outermost pixels, -2 from the 7th pixel on, 50 between, which is free."""
+    net, distance = abduction.Evidence(field), abduction.edge_distance(field)
+    logits = torch.full(distance.shape, 50.0)
+    logits[distance < 4 - field // 2] = 1.0
+    logits[distance >= 7] = -2.0
+    net.forward = lambda x, labels: logits.expand(len(x), -1, -1)
+    loss = float(net.loss(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])))
+    assert loss == pytest.approx(math.log1p(math.exp(1)) + math.log1p(math.exp(2)), rel=1e-5)
+
+
+def test_floors_are_the_tenth_part_of_the_odds_in_the_centre_of_a_class():
+    """Of 324 odds in the centre, 33 are k + 1 and the others k + 2: place 32.3 of 0 to 323 is three tenths between."""
+    middle, labels = abduction.edge_distance(1) >= 7, torch.arange(10)
+    odds = torch.full((10, 32, 32), 1e-3)  # at the border, which does not count
+    odds[:, middle] = torch.cat([torch.zeros(33), torch.ones(291)]) + 1 + labels[:, None]
+    evidence = lambda x, labels: odds[labels].log()
+    evidence.field = 1
+    batches = [SimpleNamespace(images=None, labels=part) for part in labels.flip(0).split(4)]
+    found = abduction.floors(evidence, batches, contextlib.nullcontext)
+    torch.testing.assert_close(found, labels + 1.3)
+
+
+def test_height_is_over_the_floor_of_the_class():
+    model = abduction.Abduction(1)
+    model.floor.copy_(torch.arange(1.0, 11))
+    model.evidence.forward = lambda x, labels: torch.full((len(x), 32, 32), math.log(6))
+    height = model.height(torch.zeros(2, 3, 32, 32), torch.tensor([0, 3]))
+    torch.testing.assert_close(height, torch.tensor([6.0, 1.5])[:, None, None].expand(-1, 32, 32))
 
 
 @pytest.mark.slow

@@ -48,10 +48,6 @@ def test_classes_and_files_come_in_the_order_of_their_names(tree):
     assert greys(parts) == pytest.approx(GREYS, abs=1)  # a JPEG may round
 
 
-def test_a_limit_takes_the_first_of_every_class(tree):
-    assert [path.name for path in Folder(tree, 8, limit=2).paths] == ["x.png", "y.jpeg", "a.png", "b.PNG", "only.JPG"]
-
-
 def gradient(path, width, height):
     """An image whose red is its column and whose green is its row."""
     pixels = torch.zeros(height, width, 3, dtype=torch.uint8)

@@ -78,6 +78,29 @@ def test_statistics_compare_the_same_class():
     assert float(statistics.loss(images.flip(0), labels)) > 0.05
 
 
+def test_statistics_by_hand():
+    """Class k is k + 1 everywhere: Gram matrices of one channel are squares, and fourth powers in the second layer."""
+    network = lambda x: [x, x.square()]
+    classes = torch.arange(1, 11.0).view(10, 1, 1, 1).expand(-1, 1, 2, 2)
+    statistics = losses.TextureStatistics(network, classes, torch.arange(10))
+    made = torch.tensor([3.0, 1.0, 2.0]).view(3, 1, 1, 1).expand(-1, 1, 2, 2)
+    # squares: class 0 has (9 + 1) / 2 = 5 for 1, class 1 has 4 for 4; their size is 385 / 10 over all ten classes
+    # fourth powers: class 0 has (81 + 1) / 2 = 41 for 1, class 1 has 16 for 16; their size is 25333 / 10
+    wanted = (4 / 2) / 38.5 + (40 / 2) / 2533.3
+    assert float(statistics.loss(made, torch.tensor([0, 0, 1]))) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_gram_distance_weighs_layers_and_compares_pairs():
+    """Images of 1 and 3 against 3 and 1: as batches they are alike, as pairs they are not."""
+    network = lambda x: [x, 2 * x, x]
+    ones = torch.ones(1, 1, 2, 2)
+    x, real = torch.cat([ones, 3 * ones]), torch.cat([3 * ones, ones])
+    # layers: |1 - 9| = 8; |4 - 36| = 32; left out
+    assert float(losses.gram_distance(network, x, real, (0.5, 0.25, 0))) == pytest.approx(0.5 * 8 + 0.25 * 32)
+    one, both = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
+    assert float(losses.gram_distance(lambda x: [x], one, both, (1,))) == pytest.approx(3 / 4)  # of four products
+
+
 def test_vgg_in_its_true_format_on_random_weights():
     net = losses.VGG16(weights=None)
     maps = net(torch.rand(1, 3, 32, 32) * 2 - 1)

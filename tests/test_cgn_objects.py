@@ -4,6 +4,7 @@ import functools
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -212,10 +213,24 @@ def test_presets_name_the_weights_of_paper_and_code():
     assert paper["texture"] == code["texture"] == (0, 25 * 5e3 / 128, 25 * 5e3 / 256, 0)
     assert train_objects.weights_of(code, "rec").keys() == {"entropy", "area", "texture", "background"}
     assert train_objects.weights_of(code, "shape").keys() == {"l1", "gram", "texture", "background"}
-    assert train_objects.weights_of(code, None).keys() == set(train_objects.TERMS) - {"ground"}  # which is ours
+    published = {"l1", "gram", "entropy", "area", "texture", "background"}
+    assert train_objects.weights_of(code, None).keys() == published
     own = train_objects.PRESETS["objects64"]
     assert train_objects.weights_of(own, "background").keys() == {"l1", "gram", "entropy", "area", "texture"}
-    assert train_objects.weights_of(own, "ground").keys() == set(train_objects.TERMS) - {"ground"}
+    assert train_objects.weights_of(own, None).keys() == published | {"ground"}
+    assert train_objects.weights_of(own, "ground").keys() == published
+    with pytest.raises(UserError, match="no loss of this preset is called 'ground'"):
+        train_objects.weights_of(code, "ground")
+
+
+def test_a_weight_in_a_preset_is_of_a_loss_and_can_be_left_out():
+    """A new one reaches the objective, which says so as long as it has no line for it."""
+    preset = train_objects.PRESETS["objects64"] | {"new": 3.0}
+    weights = train_objects.weights_of(preset, None)
+    assert weights["new"] == 3.0
+    assert train_objects.weights_of(preset, "new") == {name: weights[name] for name in weights if name != "new"}
+    with pytest.raises(UserError, match="no loss of a CGN of objects is called 'new'; there are l1, entropy"):
+        objects.objective(hand_made(0.5), None, None, weights, preset["patches"])
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -277,7 +292,7 @@ def test_a_loss_that_is_no_number_is_named(call, sources, tmp_path, monkeypatch)
 @pytest.mark.parametrize(("words", "message"), [
     (("--preset", "paper"), "add --features vgg16"), (("--truncation", "2"), "truncation"),
     (("--generator", "nowhere"), "no checkpoint at nowhere"), (("--saliency", "README.md"), "name a run folder of"),
-    (("--leave-out", "sound"), "must be one of"),
+    (("--leave-out", "sound"), "no loss of this preset is called 'sound'"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_said(call, sources, tmp_path, words, message):
     code, _, error = call("cgn.train_objects", *sources, "--run", tmp_path / "run", *words)
@@ -380,6 +395,16 @@ def test_overlap_of_the_truth_is_whole():
     assert torch.equal(error, torch.ones(30))
 
 
+def test_overlaps_by_hand():
+    """Found are the left pixels of 2 x 2, for sure by three quarters, of which one is in the mask, the upper row."""
+    found = torch.tensor([[0.75, 0.25], [0.75, 0.0]]).view(1, 1, 2, 2)
+    mask = torch.tensor([[True, True], [False, False]]).view(1, 1, 2, 2)
+    source = SimpleNamespace(first=lambda n: SimpleNamespace(batches=lambda size: [(found, None, mask)]))
+    iou, error = train_saliency.overlaps(SimpleNamespace(saliency=lambda images: images), source, CPU)
+    assert iou.tolist() == pytest.approx([1 / 3])
+    assert error.tolist() == pytest.approx([(0.25 + 0.75 + 0.75 + 0) / 4])
+
+
 def test_images_with_masks_in_folders(tmp_path, call):
     for k in range(12):
         pixels = numpy.zeros((40, 50, 3), dtype=numpy.uint8)
@@ -399,6 +424,10 @@ def test_images_with_masks_in_folders(tmp_path, call):
     (tmp_path / "masks/03.png").unlink()
     with pytest.raises(UserError, match=r"no mask at .*03.png"):
         list(folders.Masked(tmp_path / "images", tmp_path / "masks", 40).first(6).batches(6))
+    for k in range(9, 12):
+        (tmp_path / f"images/{k:02d}.png").unlink()
+    with pytest.raises(UserError, match=r"images has 9 images: every tenth is held out"):
+        folders.Masked(tmp_path / "images", tmp_path / "masks", 40)
 
 
 # --- generation -------------------------------------------------------------------------------------------
@@ -413,6 +442,9 @@ def test_figures_of_a_run(call, run, tmp_path):
     code, _, error = call("cgn.generate_objects", "--run", run, "--classes", 0, 10)
     assert code == 2
     assert "there is no class 10; they are 0 to 9" in error
+    code, _, error = call("cgn.generate_objects", "--run", run, "--classes")
+    assert code == 2
+    assert "--classes names none" in error
 
 
 def test_shards_are_the_set_and_pictures_are_its_images(call, run, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Part 5's plan and tables: every command parses, and tables say what the records say."""
 
+import functools
 import importlib
 from collections import Counter
 
@@ -8,7 +9,7 @@ import torch
 
 import experiment
 import storage
-from cgn import bench, plan, report
+from cgn import analyse, bench, plan, report
 
 TRAINED = {"model": "cgn", "variant": "double_colored", "textures": None, "abduction": True, "edge": 0.0,
            "shape_adversary": 1, "texture_adversary": 1, "entropy": 0.1, "texture": 0.1}  # fmt: skip
@@ -88,11 +89,14 @@ def test_masks_table_puts_each_training_beside_what_a_classifier_learned_from_it
     rows = []
     for seed, (good, accuracy) in enumerate(((10, 0.9), (8, 0.8))):
         for abduction, name in ((True, "cgn_double_colored"), (False, "cgn_without_abduction")):
-            about = {"trained": TRAINED | {"abduction": abduction, "seed": seed}, "generator": f"{name}_seed{seed}"}
+            about = {"trained": TRAINED | {"abduction": abduction, "seed": seed}, "generator": f"{name}_seed{seed}",
+                     "count": analyse.COUNT}  # fmt: skip
             rows += [record("analyse", "cgn", "double_colored", metric, value - (not abduction) * 0.1, seed, **about)
                      for metric, value in (("good masks", good), ("masks read rightly", 0.9), ("mean mask", 0.2))]
             rows.append(classified("cgn", accuracy * abduction, seed, generator=about["generator"]))
     rows.append(classified("cgn", 0.1, 0, generator="cgn_double_colored_seed0", size=10_000))
+    rows.append(record("analyse", "cgn", "double_colored", "good masks", 0, 0, **about | {
+        "trained": TRAINED | {"seed": 0}, "count": 50}))  # fmt: skip
     lines = report.masks_table(rows).splitlines()[2:]
     assert lines[0] == ("| double-colored | all losses | 9.0 ± 12.7 (n = 2) | 90.0 ± 0.0 (n = 2) | 0.20 | "
                         "85.0 ± 63.5 (n = 2) |")
@@ -101,7 +105,8 @@ def test_masks_table_puts_each_training_beside_what_a_classifier_learned_from_it
 
 
 def test_labels_table_is_of_the_trained_cgn_only():
-    about = {"variant": "colored", "textures": None, "vae": False, "trained": TRAINED | {"seed": 0}}
+    about = {"variant": "colored", "textures": None, "vae": False, "count": analyse.COUNT,
+             "trained": TRAINED | {"seed": 0}}  # fmt: skip
     rows = [record("analyse", mechanism, "colored", "changed", float(mechanism == reader), 0,
                    setting={"reader": reader}, **about)
             for mechanism in ("shape", "object") for reader in ("shape", "object")]
@@ -110,9 +115,17 @@ def test_labels_table_is_of_the_trained_cgn_only():
     rows += [record("analyse", "shape", "colored", "changed", 0.5, 0, setting={"reader": "object"},
                     **about | {"trained": TRAINED | {"seed": 0} | changes})
              for changes in ({"entropy": 0}, {"abduction": False}, {"model": "published_cgn"})]
+    moved = functools.partial(record, "analyse", "shape", "colored", "changed", setting={"reader": "object"})
+    rows.append(moved(0.25, 0, **about | {"precision": "float32"}))  # the same seed analysed again: the last one counts
+    rows.append(moved(0.5, 0, **about | {"count": 50}))
     lines = report.labels_table(rows, "colored").splitlines()
-    assert lines[2] == "| shape | 100.0 (n = 1) | 0.0 (n = 1) |"
+    assert lines[2] == "| shape | 100.0 (n = 1) | 25.0 (n = 1) |"
     assert lines[3] == "| object | 0.0 (n = 1) | 100.0 (n = 1) |"
+
+
+def test_without_records_every_block_says_so():
+    assert {name: text for name, text in report.blocks([]).items() if text != report.UNMEASURED} == {
+        "part 5 published": "The published generators have not been measured."}  # fmt: skip
 
 
 def test_bench_measures_every_case(call, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Part 5 at the scale of ImageNet: every command of the plan parses, and tables say what the records say."""
 
 import importlib
-import typing
 
 import pytest
 import torch
@@ -10,24 +9,30 @@ import experiment
 import storage
 from cgn import bench, bench_objects, evaluate, losses, plan_objects, report_objects, train_ensemble, train_objects
 
-TRAINED = {"leave_out": None, "seed": 0}
+SCORED = {"seed": 0, "target": "biggan_objects64", "classifier": "ensemble_real", "reader": "ensemble_independent",
+          "segmenter": "u2net64_objects64_seed1"}  # fmt: skip
+PRESET = {"steps": 500, "batch": 32, "accumulate": 1}  # of objects64
+ENSEMBLE = {"set": None, "folder": None, "backbone": "small", "weights": None, "steps": 2000, "batch": 64, "ratio": 1.0,
+            "lr": 3e-3, "select": "last"}  # fmt: skip
 
 
-def record(script, arm, split, metric, value, options, n=10):
-    return {"experiment": script, "arm": arm, "split": split, "metric": metric, "value": value, "n": n, "seed": 0,
+def record(script, arm, split, metric, value, options, seed=0):
+    return {"experiment": script, "arm": arm, "split": split, "metric": metric, "value": value, "n": 10, "seed": seed,
             "setting": {}, "options": options}  # fmt: skip
 
 
-def score(metric, value, seed=0, left_out=None, arm=None, **other):
+def score(metric, value, run=0, left_out=None, arm=None, **other):
+    """run: the seed of the CGN's training."""
     count, splits, truncation = plan_objects.SCORED_AT
-    options = {"count": count, "splits": splits, "truncation": truncation,
-               "trained": {"leave_out": left_out, "seed": seed}} | other  # fmt: skip
+    trained = {"leave_out": left_out, "seed": run} | PRESET | other.pop("trained", {})
+    options = SCORED | {"count": count, "splits": splits, "truncation": truncation, "trained": trained} | other
     arm = arm or (f"without {left_out}" if left_out else "all losses")
     return record("score_objects", arm, "objects64", metric, value, options)
 
 
-def evaluated(on, head, split, metric, value, seed=0, **folders):
-    return record("evaluate", f"{on}, {head}", split, metric, value, {"trained": {"on": on, "seed": seed}} | folders)
+def evaluated(on, head, split, metric, value, seed=0, trained=(), **folders):
+    options = {"trained": ENSEMBLE | {"on": on, "seed": seed} | dict(trained)} | folders
+    return record("evaluate", f"{on}, {head}", split, metric, value, options, seed)
 
 
 def cells(table):
@@ -60,9 +65,9 @@ def test_the_plan_leaves_out_every_loss_and_trains_on_every_kind():
             assert any(f"--seed {seed} " in line and line.endswith(f"--leave-out {loss}") for line in words)
         for on in plan_objects.ON:
             assert any(line.startswith(f"--on {on} --seed {seed} ") for line in words)
-    losses = {name for kind in typing.get_args(typing.get_type_hints(train_objects)["LEAVE_OUT"])
-              for name in typing.get_args(kind)}
-    assert set(plan_objects.LEFT_OUT) == losses - {"l1", "gram"}  # which are halves of one
+    losses = train_objects.weights_of(train_objects.PRESETS["objects64"], None).keys() | train_objects.PARTS_OF
+    halves = {"l1", "gram", "entropy", "area"}  # of the one or the other
+    assert set(plan_objects.LEFT_OUT) == losses - halves
     assert set(plan_objects.FOLDERS) <= {name.lower() for name in vars(evaluate) if name.isupper()}
     assert plan_objects.SIZE == 20_000
     assert train_ensemble.RATIO == 1
@@ -73,7 +78,10 @@ def test_the_ablation_stands_beside_the_published_numbers():
     rows += [score("mask iou", value, seed) for seed, value in enumerate((0.8, 0.9, 1.0))]
     rows += [score("inception score", 3.0, left_out="shape"), score("shape read", 0.25, left_out="shape")]
     rows += [score("inception score", 9.5, seed, arm="target") for seed in range(3)]
-    rows += [score("inception score", 1.0, count=50), score("mean mask", 0.5, truncation=1.0)]  # other settings
+    rows += [score("inception score", 1.0, **other) for other in (  # other settings, judges and trainings
+        {"count": 50}, {"truncation": 1.0}, {"seed": 3}, {"classifier": "resnet50"}, {"target": None},
+        {"trained": {"steps": 20}})]  # fmt: skip
+    rows += [score("mask iou", 0.1, segmenter="u2netp"), score("shape read", 0.1, left_out="shape", reader="mine")]
     table = cells(report_objects.losses_table(rows))
     assert table["none"] == ["130.2", "0.3", "156.1", "0.3", "8.00 ± 2.48", "–", "0.90 ± 0.25", "–", "–", "–", "–"]
     assert table["shape"][:6] == ["85.9", "0.2", "100.8", "0.3", "3.00 (n = 1)", "–"]
@@ -104,7 +112,24 @@ def test_table_3_has_the_heads_shape_bias_and_what_is_missing():
     rows += [evaluated("both", "texture", conflict, "own label", 0.98)]
     assert cells(report_objects.table_3(rows))["reads its own label, texture"][-2:] == ["98.0 (n = 1)", "–"]
     rows += [evaluated("resnet50", "shape", "cue_conflict", "shape bias", 0.21, cue_conflict="folder")]
-    assert cells(report_objects.table_3(rows))["shape bias, shape"][2] == "resnet50 21.0"
+    assert cells(report_objects.table_3(rows))["shape bias, shape"][2] == "resnet50 21.0 (n = 1)"
+    rows += [evaluated("both", "shape", "cue_conflict", "shape bias", value, seed, cue_conflict="folder")
+             for seed, value in enumerate((0.5, 0.7, None))]  # of the last one nothing was decided for either
+    assert cells(report_objects.table_3(rows))["shape bias, shape"][2] == (
+        "resnet50 21.0 (n = 1); both 60.0 ± 127.1 (n = 2)")
+
+
+@pytest.mark.parametrize("changes", [
+    {"ratio": 0.5}, {"steps": 20}, {"lr": 1e-3}, {"backbone": "resnet18"}, {"select": "val mean"}, {"batch": 32},
+    {"set": {"size": 100, "truncation": 1.0, "factual": False}},
+    {"set": {"size": 20_000, "truncation": 0.5, "factual": False}},
+    {"set": {"size": 20_000, "truncation": 1.0, "factual": True}},
+])  # fmt: skip
+def test_a_classifier_trained_otherwise_is_not_in_the_tables(changes):
+    rows = [evaluated("both", "mean", "original", "top-1", 0.75, trained={
+        "set": {"size": 20_000, "truncation": 1.0, "factual": False}})]  # fmt: skip
+    rows += [evaluated("both", "mean", "original", "top-1", 0.5, trained=changes)]
+    assert report_objects.top_1(rows, "mean", "original") == {"both": {0: 0.75}}
 
 
 def test_table_4_names_the_head_of_each_of_our_rows():
@@ -122,8 +147,8 @@ def test_table_4_names_the_head_of_each_of_our_rows():
     rows += [record("evaluate", "resnet50, mean", split, "bg_gap" if split == "bg_gap" else "top-1", 0.7, plain)
              for split in report_objects.SPLITS_4]
     table = cells(report_objects.table_4(rows))
-    assert table["ours, IN-9: both"] == ["80.0"] * 4
-    assert table["ours, IN-9: resnet50"] == ["70.0"] * 4
+    assert table["ours, IN-9: both"] == ["80.0 (n = 1)"] * 4
+    assert table["ours, IN-9: resnet50"] == ["70.0 (n = 1)"] * 4
 
 
 def test_off_the_distribution_answers_are_named():
@@ -136,6 +161,12 @@ def test_off_the_distribution_answers_are_named():
                                      "ours: true labels, independent; shape"]  # fmt: skip
     assert table["made set: silhouette"][3:] == ["10.0 (n = 1)", "–", "–", "60.0 (n = 1)", "–"]
     assert table["ImageNet-A"][:3] == ["1.39", "3.4", "needs ImageNet"]
+    for split, option, value in (("imagenet-a", "ood", 0.02), ("imagenet-sketch", "ood", 0.25), ("val", "val", 0.76),
+                                 ("cue_conflict", "cue_conflict", 0.18)):  # fmt: skip
+        rows.append(record("evaluate", "resnet50, mean", split, "top-1", value, {"trained": None, option: "folder"}))
+    table = cells(report_objects.shifted_table(rows))
+    assert [table[name][2] for name in report_objects.SHIFTED] == [
+        f"resnet50 {number} (n = 1)" for number in ("76.0", "2.0", "25.0", "18.0")]
 
 
 def test_claims_are_decided_by_the_interval_of_paired_differences():
@@ -177,6 +208,14 @@ def test_operations_are_counted_and_held_against_a_product_of_matrices(monkeypat
     monkeypatch.setitem(bench_objects.SIDE_OF_PRODUCT, "cpu", 64)
     monkeypatch.setattr(bench_objects, "per_second", lambda *_: 10.0)  # products a second
     assert bench_objects.matrix_rate(torch.device("cpu"), torch.float32, 1) == 10 * 2 * 64**3
+
+
+def test_patches_are_drawn_from_their_stream():
+    made = []
+    for number in range(2):
+        torch.manual_seed(number)
+        made += bench_objects.patches(64, 2, 0, torch.device("cpu"), looped=False).run(1)
+    assert torch.equal(*made)
 
 
 def test_bench_measures_every_choice(call, tmp_path, monkeypatch):

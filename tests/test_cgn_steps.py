@@ -3,6 +3,7 @@
 import functools
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -150,6 +151,36 @@ def test_a_loss_with_weight_zero_is_left_out(call, tmp_path):
     assert not torch.allclose(now["shape.body.0.weight"], fresh.state_dict()["shape.body.0.weight"])
 
 
+def test_a_step_without_a_loss_that_counts_moves_no_generator(call, tmp_path):
+    """With the Gram matrices alone, which are looked at in every fourth step."""
+    words = ("--variant", "colored", *SHORT, "--shape-adversary", 0, "--texture-adversary", 0, "--entropy", 0)
+    code, _, error = call("cgn.train", *words, "--run", tmp_path / "run", "--results", tmp_path / "results")
+    assert code == 0, error
+    steps = storage.load_checkpoint(tmp_path / "run/ckpt/last.pt")["game"]["optimizers"]["generator"]["state"]
+    assert {int(state["step"]) for state in steps.values()} == {1}  # in step 0
+
+
+def test_abduction_is_held_against_the_true_masks():
+    """Of two digits that fill the left half, one is found with a half more, the other not at all."""
+    variant = data.Variant("double_colored")
+    alphas = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
+    alphas[:, :, :, :16] = 255
+    opacities = torch.zeros(2, 1, 32, 32)
+    opacities[0, :, :, :24], opacities[1] = 0.6, 0.4  # a half is needed
+    model = SimpleNamespace(opacities=lambda images, labels, flat: opacities)
+    found, iou = train.abduce(model, variant, data.Shapes(alphas, torch.tensor([4, 7])), 0, nullcontext)
+    assert iou == pytest.approx((16 / 24 + 0) / 2)
+    assert found[1][:, 0, 0, 0].tolist() == [153, 102]  # of 255
+    assert found[2].tolist() == [4, 7]
+
+
+def test_mean_masks_are_of_each_class():
+    masks = lambda labels, *_: SimpleNamespace(mask=(labels[0] / 10).view(-1, 1, 1, 1).repeat(1, 1, 2, 2))
+    means = train.mean_masks(SimpleNamespace(parts=masks), torch.device("cpu"), 0, n=3)
+    torch.testing.assert_close(means, torch.arange(10) / 10)
+    assert train.collapsed(torch.tensor([0.01, 0.03, 0.5, 0.7])) == [0, 3]  # 0.02 to 0.6 are right
+
+
 # --- generating ---------------------------------------------------------------------------------------------
 
 
@@ -204,6 +235,26 @@ def test_an_interrupted_set_goes_on_and_is_never_torn(tmp_path, monkeypatch):
         assert numpy.array_equal(one, two)
 
 
+def test_a_set_begun_afresh_does_not_pass_for_the_one_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "SYNC_EVERY", 1)
+    sets.write(source(), tmp_path / "set", 700, {"seed": 0})
+    (tmp_path / "set.json").unlink()  # as the refusal of other options says
+    whole = generate.Source.chunk
+
+    def dies(self, number, size):
+        if number == 1:
+            raise KeyboardInterrupt
+        return whole(self, number, size)
+
+    monkeypatch.setattr(generate.Source, "chunk", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sets.write(source(), tmp_path / "set", 700, {"seed": 1})
+    assert not list(tmp_path.glob("*.npy"))
+    for ask in (sets.read, sets.about_of):
+        with pytest.raises(experiment.UserError, match="500 of 700 images are made"):
+            ask(tmp_path / "set")
+
+
 def test_a_set_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(experiment.UserError, match=r"a set of 10,\d+,\d+,\d+ images takes 3\d,?\d+.\d GB"):
         sets.write(source(), tmp_path / "huge", 10_000_000_000, {})
@@ -213,6 +264,9 @@ def test_a_set_larger_than_the_disk_is_refused_before_anything_is_written(tmp_pa
 def test_a_factual_sample_has_one_label_and_sets_in_memory_are_those_on_disk(tmp_path):
     _, labels = source(factual=True).chunk(0, 50)
     assert (labels == labels[:, :1]).all()
+    gan = generate.Source(mechanisms.build("gan", width=4).eval(), torch.device("cpu"), 0, ratio=10, factual=True)
+    images, _ = gan.chunk(0, 50)  # all of a GAN's image is in the label and the latent that a shape has
+    assert len(torch.unique(images.flatten(1), dim=0)) == 50
     images, labels = generate.in_memory(source(), 700)
     sets.write(source(), tmp_path / "set", 700, {})
     assert numpy.array_equal(images.numpy(), sets.read(tmp_path / "set")[0])
@@ -326,11 +380,17 @@ def test_unknown_sources_are_refused(call):
 
 
 def test_a_set_of_another_variant_is_refused_and_its_making_is_recorded(call, tmp_path):
-    sets.write(source(), tmp_path / "set", 200, {"variant": "colored", "ratio": 1})
+    sets.write(source(), tmp_path / "set", 200, {"variant": "colored", "textures": None, "ratio": 1})
+    for name, about, message in (("other", {"variant": "wildlife", "textures": "published"}, "of textures published, "),
+                                 ("objects", {"run": "runs/cgn_objects64"}, "of variant None, ")):  # fmt: skip
+        sets.write(source(), tmp_path / name, 20, about)
+        code, _, error = call("cgn.classify", "--variant", "wildlife", "--on", "set", "--set", tmp_path / name,
+                              "--results", tmp_path / "r")  # fmt: skip
+        assert (code, message in error) == (2, True)
     arguments = ("--on", "set", "--set", tmp_path / "set", "--steps", "2", "--batch", "8", "--results", tmp_path / "r")
     code, _, error = call("cgn.classify", "--variant", "wildlife", *arguments)
     assert code == 2
-    assert "is of colored, and wildlife is wanted" in error
+    assert "is of variant colored, and wildlife is wanted" in error
     assert call("cgn.classify", "--variant", "colored", *arguments)[0] == 0
     assert storage.read_lines(tmp_path / "r/metrics.jsonl")[0]["options"]["made"]["size"] == 200
 
@@ -440,6 +500,46 @@ def test_good_masks():
     shares, good = readers.good_masks(net, masks, labels)
     assert good == 9
     assert shares[3] == 0
+
+
+def test_neighbours_on_the_plane():
+    places = torch.tensor([[0.0, 0], [1, 0], [10, 0], [12, 0]])
+    assert explain.separation(places, torch.tensor([0, 0, 1, 0])) == 0.5  # the two on the left
+
+
+def sure_of(classes, sure):
+    """Logits (N, 10) of a reader that sees these classes, and is sure of some."""
+    return torch.nn.functional.one_hot(torch.tensor(classes), 10) * torch.where(torch.tensor(sure), 20.0, 0.1)[:, None]
+
+
+def test_mixtures_are_counted_among_what_both_readers_are_sure_of():
+    logits = {"shape": sure_of([0, 1, 2, 3, 4], [True, True, False, True, True]),
+              "object": sure_of([0, 2, 5, 4, 4], [True, True, True, False, True])}  # fmt: skip
+    nets = {name: lambda images, found=found: found[images[:, 0].long()] for name, found in logits.items()}
+    share, shape, colour, sure = analyse.mixtures(torch.arange(5).view(5, 1), nets["shape"], nets["object"])
+    assert share == pytest.approx(1 / 3)  # of the first two and the last, the second
+    assert (shape.tolist(), colour.tolist()) == ([0, 1, 2, 3, 4], [0, 2, 5, 4, 4])
+    assert sure.tolist() == [True, True, False, False, True]
+
+
+def test_blue_zeros_are_counted_among_the_zeros_that_are_sure(monkeypatch):
+    """Five samples, the last one not sure: of three zeros two are blue, class 3; one of each colour is shown first."""
+    shape, colour = torch.tensor([0, 0, 0, 1, 0]), torch.tensor([3, 3, 5, 3, 3])
+    monkeypatch.setattr(analyse, "mixtures", lambda *_: (0.25, shape, colour, torch.arange(5) < 4))
+    monkeypatch.setattr(analyse, "train_vae_cached", lambda *_: SimpleNamespace(
+        sample=lambda n, stream: (torch.arange(n) / 10).view(n, 1, 1, 1).expand(-1, 3, 32, 32)))
+    monkeypatch.setattr(generate, "in_memory", lambda source, n: (torch.zeros(n, 3, 32, 32, dtype=torch.uint8), None))
+    rows, shown = [], []
+    monkeypatch.setattr(analyse.figures, "image_grid", lambda path, images, *_: shown.extend(images))
+    records = SimpleNamespace(add=lambda *row: rows.append(row))
+    variant = SimpleNamespace(name="colored", device=torch.device("cpu"), shapes=lambda split: None,
+                              batch=lambda shapes, n, stream: SimpleNamespace(images=torch.zeros(n, 3, 32, 32)))
+    analyse.compare_vae(None, variant, {"shape": None, "object": None}, 5, 0, nullcontext, records, None)
+    names = ["training images", "vae", "cgn, one label", "cgn, counterfactual"]
+    assert rows[::2] == [(name, "colored", "digit in another class's colour", 0.25, 4, 0) for name in names]
+    assert rows[1::2] == [(name, "colored", "blue zeros among zeros", pytest.approx(2 / 3), 3, 0) for name in names]
+    assert [len(row) for row in shown] == [10] * 4
+    assert [float(image.mean()) for image in shown[1]] == pytest.approx([0, 0.2, 0.1] + [1] * 7, abs=1e-6)
 
 
 def test_analyse_and_explain(call, trained, tmp_path, monkeypatch):

@@ -104,6 +104,12 @@ def test_errors_of_a_known_reconstruction(model, images):
     assert torch.allclose(both["vae_loss"], metrics.vae_losses(model, images, eps))
 
 
+def test_iou_by_hand():
+    a = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool().view(4, 1, 2, 2)
+    b = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 1]]).bool().view(4, 1, 2, 2)
+    torch.testing.assert_close(metrics.iou(a, b), torch.tensor([1 / 3, 0, 1, 0]))
+
+
 def test_results_do_not_depend_on_the_batch(model, images):
     eps = torch.randn(12, 20, generator=experiment.generator(0, "e"))
     whole = metrics.per_image(model.squared_error, images, eps, batch=100)

@@ -1,6 +1,7 @@
 """Training by steps: rates, running averages, what is said of bad losses, and a kill at any step."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     last = storage.load_checkpoint(tmp_path / "ckpt/last.pt")
     assert last["step"] == 4
     assert last["game"]["networks"]["line"]["weight"].isfinite().all()
+
+
+def test_a_batch_is_shared_in_equal_parts_or_not_at_all(tmp_path):
+    four = SimpleNamespace(world_size=4, is_global_zero=True, barrier=lambda: None)
+    for batch in (1, 6):
+        with pytest.raises(UserError, match=f"--batch {batch} cannot be shared by 4 processes"):
+            trainer.train(tmp_path / "run", {"steps": 2, "batch": batch}, Course, four)
+    assert not (tmp_path / "run").exists()
+    assert trainer.train(tmp_path / "run", {"steps": 2, "batch": 8}, Course, four)[1]
 
 
 def test_torchrun_says_how_many_processes_there_are():
