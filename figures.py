@@ -174,7 +174,7 @@ def curves(path, panels, title, columns=3):
         axes.set_title(panel["title"], **STYLE)
         axes.set_xlabel(panel["x_label"], **STYLE)
         axes.set_ylabel(panel["y_label"], **STYLE)
-        axes.tick_params(labelsize=8, colors=INK)
+        axes.tick_params(labelsize=8, colors=INK, which="both")
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False)

@@ -244,7 +244,7 @@ def draw(records, folder):
                      for points in [[(size, value / unit) for size, value in metrics[key] if value]] if points]
             if lines:
                 panels.append({"title": name, "x_label": UNITS[OPERATIONS[name].axis], "y_label": words, "log": "xy",
-                               "lines": lines})
+                               "lines": lines, "ticks": [size for size, _ in metrics["seconds"]]})
         if panels:  # not every system tells what is held
             figures.curves(Path(folder) / f"{file}.png", panels, f"{words} as the work grows", columns=4)
 

@@ -12,7 +12,7 @@ SEEDS = range(5)
 LEFT_OUT = {"without shape_adversary": "--shape-adversary 0", "without texture_adversary": "--texture-adversary 0",
             "without entropy": "--entropy 0", "without texture": "--texture 0", "without abduction": "--no-abduction",
             "without abduction, with edge": "--no-abduction --edge 10"}  # fmt: skip
-LEFT_OUT_OF = "double_colored"  # the variant on which losses, sizes and ratios are studied
+LEFT_OUT_OF = "double_colored"  # the variant on which losses, sizes and ratios are studied; others: sizes, one seed
 LEFT_OUT_SEEDS = range(3)  # of losses; of abduction, all
 EXPLAINED_SEEDS = range(3)  # of the classifiers that are explained, which are saved for it
 PUBLISHED_GENERATOR = "double_colored.pth"  # the one that is measured, in cgn_mnist/
@@ -46,6 +46,7 @@ def commands(published=None):
             found += comparison("wildlife", seed, f" --textures {published}/textures")
     found += studies()
     if published:
+        found += sizes("wildlife", (0,), f" --textures {published}/textures")
         found += [Command("cgn.classify", f"--variant double_colored --checkpoint {published}/cgn_mnist/"
                                           f"{PUBLISHED_GENERATOR} --ratio {PUBLISHED_RATIO}"),
                   *(Command("cgn.explain", f"--variant colored --classifier {published}/classifier_mnist/{name}.pth")
@@ -82,7 +83,14 @@ def studies():
             about = f"--variant {LEFT_OUT_OF} --seed {seed} --run {run}"
             users = [Command("cgn.analyse", about), Command("cgn.classify", about)]
             found += [Command("cgn.train", f"{about} {flags}", tuple(user.name for user in users)), *users]
-    for more in (*(f"--size {size}" for size in SIZES), *(f"--ratio {ratio}" for ratio in RATIOS)):
-        found += [Command("cgn.classify", f"--variant {LEFT_OUT_OF} --seed {seed} {more}") for seed in LEFT_OUT_SEEDS]
+    found += [*sizes(LEFT_OUT_OF, LEFT_OUT_SEEDS), *sizes("colored", (0,))]
+    found += [Command("cgn.classify", f"--variant {LEFT_OUT_OF} --seed {seed} --ratio {ratio}")
+              for ratio in RATIOS for seed in LEFT_OUT_SEEDS]
     found += [Command("cgn.analyse", "--variant colored --vae"), Command("cgn.data", ""), Command("cgn.bench", "")]
     return found + [Command("cgn.generate", f"--variant {variant}") for variant in data.VARIANTS]
+
+
+def sizes(variant, seeds, more=""):
+    """Sets of other sizes, one counterfactual of each shape."""
+    return [Command("cgn.classify", f"--variant {variant} --seed {seed}{more} --size {size}")
+            for size in SIZES for seed in seeds]
