@@ -51,7 +51,7 @@ def records_of(step):
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
     own = step.script == "robust_training.train"
     found = storage.read_lines(Path(step.results) / (
-        robust_train.records_of(options["seed"]) if own else storage.Records.FILE))
+        robust_train.records_file(options["seed"]) if own else storage.Records.FILE))
     if "." in step.script:  # the scripts of a package share a folder
         if step.script in BY_NAME:  # what was not given, a record may know: the digest of the weights, say
             options = {name: value for name, value in options.items() if value is not None}
