@@ -46,12 +46,6 @@ class Batch(NamedTuple):
         return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in tuple(self)))
 
 
-def join(batches):
-    """One Batch of several."""
-    parts = zip(*map(tuple, batches), strict=True)
-    return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
-
-
 def from_masks(images, labels, places, masks, infills=None):
     """A Batch of images whose foreground is marked by masks (B, 1, H, W); an empty mask counts as not known."""
     if masks.shape[2:] != images.shape[2:]:
