@@ -10,7 +10,7 @@ one. Every image has its true mask. Test splits, all of the same digits in the s
     original          the ground is that of the label
     flip              it is that of another label
     mixed_same        the digit cut out of the original along its mask, on another ground of its label
-    mixed_rand        the same on the ground of any label; original - and mixed_same - mixed_rand is what IN-9 measures
+    mixed_rand        the same on the ground of any label; accuracy on mixed_same less that here is IN-9's BG-gap
     only_background   the ground alone: who is right here reads the ground
     no_background     the cut-out digit on black
 

@@ -262,7 +262,10 @@ def window(x, holes):
 
 
 def hinge(real, fake=None):
-    """The critic's loss on logits of real and filled images, or, with those of filled ones alone, the generator's."""
+    """The critic's loss on logits of real and filled images, or, with those of filled ones alone, the generator's.
+
+    Logits of any shape; a scalar, float32 (Miyato et al. 2018, as in Yu et al. 2019, equation 3).
+    """
     if fake is None:
         return -real.float().mean()
     return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
