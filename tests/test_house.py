@@ -35,7 +35,7 @@ FLOORS = [
     {"cgn.generate", "cgn.dance"},
     {"cgn.generate_objects", "cgn.stylise"},
     {"cgn.train_ensemble", "cgn.score_objects"},
-    {"cgn.classify", "cgn.explain", "cgn.analyse", "cgn.bench", "cgn.bench_objects", "cgn.evaluate"},
+    {"cgn.classify", "cgn.explain", "cgn.analyse", "cgn.bench", "cgn.evaluate"},
     {"cgn.plan", "cgn.bench_objects"},
     {"cgn.report", "cgn.plan_objects"},
     {"cgn.report_objects"},
@@ -79,17 +79,32 @@ def tree(path):
 
 def test_every_file_has_its_floor():
     assert set(map(name_of, FILES)) == set(HEIGHT)
+    assert len(HEIGHT) == sum(map(len, FLOORS))  # and one only
+
+
+def imported(path):
+    """The names of all modules of the house that a file imports, also inside of functions."""
+    names = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports by a relative name"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & set(HEIGHT)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_import_runs_upward_or_sideways(path):
     """Imports go to lower floors only, which rules out circles; the roof may also import what it runs."""
-    for node in ast.walk(tree(path)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-            [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            if isinstance(node, ast.ImportFrom) else [])  # fmt: skip
-        for name in set(names) & set(HEIGHT):
-            assert HEIGHT[name] < HEIGHT[name_of(path)], f"{path} imports {name}"
+    for name in imported(path):
+        assert HEIGHT[name] < HEIGHT[name_of(path)], f"{path} imports {name}"
+
+
+def test_the_two_packages_do_not_import_each_other():
+    for path in FILES:
+        parts = {name.partition(".")[0] for name in imported(path) | {name_of(path)} if "." in name}
+        assert len(parts) < 2 or path.parent == ROOT, f"{path} imports the other package"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -126,8 +141,10 @@ def test_every_constant_says_why_on_its_line():
 
 
 def test_importing_the_scripts_prints_and_writes_nothing(tmp_path):
-    done = shell("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import " + ", ".join(SCRIPTS))
+    there = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(tmp_path)!r}); import "
+    done = shell("-c", there + ", ".join(SCRIPTS))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def tracked():
