@@ -70,8 +70,13 @@ def extent(masks):
 
 def rectangles(masks):
     """The smallest rectangle around each of masks (B, 1, H, W), as a mask; empty for an empty one."""
-    top, bottom, left, right = (bound[:, None] for bound in extent(masks))
-    rows, columns = (torch.arange(size, device=masks.device) for size in masks.shape[2:])
+    return within(*extent(masks), *masks.shape[2:])
+
+
+def within(top, bottom, left, right, height, width):
+    """Rectangles of these bounds, each (B,) and as those of `extent`, as masks (B, 1, height, width)."""
+    top, bottom, left, right = (bound[:, None] for bound in (top, bottom, left, right))
+    rows, columns = (torch.arange(size, device=top.device) for size in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
     return inside[:, None]
 

@@ -43,7 +43,7 @@ SEED: experiment.Index = 0  # names the streams of initialisation, order, holes
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where the processor multiplies in it
 WORKERS: experiment.Index = 0  # processes that load photographs
-RUN: Path | None = None  # run folder; by default runs/inpainter_DATASET and what differs from the defaults
+RUN: Path | None = None  # run folder; by default runs/inpainter_DATASET, of digits with labels, and any seed but 0
 RESULTS: Path = Path("results/robust_training")  # where the record and the figure of a finished training go
 WRITE: Path | None = None  # folder for the infill of every image, NAME.png; by default none are written
 
