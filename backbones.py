@@ -10,7 +10,7 @@
 weights, storage.googleapis.com/bit_models/BiT-S-R50x1.npz. Every other name is one of torchvision's classifiers.
 
 Every ReLU is a module of its own that is called once in a pass and works on a copy, because DeepLIFT hooks these
-modules; `relus_used_once` says so. Everything is twice differentiable, because saliency maps are trained through.
+modules. Everything is twice differentiable, because saliency maps are trained through.
 """
 
 import operator
@@ -33,11 +33,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of [0, 1] pixels, by
 class _Backbone(nn.Module):
     """A subclass defines `maps` and either `cls`, a linear layer, or a `head` of its own.
 
-    relus_used_once   whether each nn.ReLU is called once in a pass, which DeepLIFT needs
     rows_independent  whether, in training, the logits of an image depend on that image only
     """
 
-    relus_used_once = True
     rows_independent = True
 
     def features(self, x):
@@ -180,6 +178,8 @@ def load_npz(model, path):
     The head in the file is taken if it is of as many classes as the model, and left out otherwise. Raises UserError,
     naming the array, if one is missing, has another shape, or holds what is no finite number.
     """
+    if not isinstance(model, BiT):
+        raise UserError(f"{path} would be the weights of BiT-S-R50x1: --backbone bit takes them")
     arrays, own = _arrays(path), model.state_dict()
     head = arrays.get(npz_name("cls.bias"))
     if head is None or head.shape != own["cls.bias"].shape:

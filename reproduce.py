@@ -24,6 +24,8 @@ import counterfactual_report
 import experiment
 import finetuning_report
 import gallery
+import growth
+import published_numbers
 import recipes
 import speed_report
 import storage
@@ -54,7 +56,7 @@ def records_of(step):
     options = experiment.parse_options(importlib.import_module(step.script), step.arguments)
     own = step.script == "robust_training.train"
     found = storage.read_lines(Path(step.results) / (
-        robust_train.records_of(options["seed"]) if own else storage.Records.FILE))
+        robust_train.records_file(options["seed"]) if own else storage.Records.FILE))
     if "." in step.script:  # the scripts of a package share a folder
         if step.script in BY_NAME:  # what was not given, a record may know: the digest of the weights, say
             options = {name: value for name, value in options.items() if value is not None}
@@ -253,6 +255,8 @@ def readme_blocks():
         **robust_report.blocks(robust_report.read()),
         "training": training_table(),
         "reliability": reliability_table(storage.read_lines("results/reliability/metrics.jsonl")),
+        "published": published_numbers.table(ablation, finetuning, of_cgns),
+        "growth": growth.table(storage.read_lines("results/growth/metrics.jsonl")),
         **speed_report.blocks(storage.read_lines("results/bench/metrics.jsonl")),
     }
 

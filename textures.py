@@ -24,6 +24,12 @@ def read_textures(folder):
     return tuple(_read(Path(folder) / kind) for kind in ("object", "background"))
 
 
+def windows(canvases, chosen, side, stream):
+    """Windows (n, 3, side, side) in [0, 1] at random places of canvases (K, 3, S, S), uint8: of those chosen (n,)."""
+    top, left = torch.randint(canvases.shape[-1] - side + 1, (2, len(chosen)), generator=stream)
+    return canvases.unfold(2, side, 1).unfold(3, side, 1)[chosen, :, top, left].float() / 255
+
+
 def _read(folder):
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
     numbered = {path.name.split("_")[0] for path in files}

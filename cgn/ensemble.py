@@ -67,7 +67,8 @@ class Game(trainer.Game):
         self.model.train()
         for kind, coming in self.coming.items():
             images, labels, *_ = coming(number)
-            terms[kind] = getattr(self, kind)(images.to(self.device), labels.to(self.device).long())
+            with experiment.seeded(self.seed, f"dropout/{kind}/{number}"):
+                terms[kind] = getattr(self, kind)(images.to(self.device), labels.to(self.device).long())
         weights = {"counterfactual": self.ratio}
         self.move("ensemble", sum(weights.get(kind, 1.0) * value for kind, value in terms.items()))
         self.follow(number)

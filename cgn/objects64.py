@@ -156,12 +156,6 @@ def _canvases():
     return F.interpolate(stripes, scale_factor=NARROW, mode="bilinear", antialias=True), veins
 
 
-def _windows(canvases, labels, stream):
-    """Windows of the canvases of labels (n,), (n, 3, 64, 64) in [0, 1]."""
-    top, left = torch.randint(canvases.shape[-1] - SIDE + 1, (2, len(labels)), generator=stream)
-    return canvases.unfold(2, SIDE, 1).unfold(3, SIDE, 1)[labels, :, top, left].float() / 255
-
-
 def _tint(strength, n, stream):
     return 1 + strength * (2 * torch.rand(n, 3, 1, 1, generator=stream) - 1)
 
@@ -170,7 +164,7 @@ def paint_objects(labels, stream):
     """Object textures (n, 3, 64, 64) in [0, 1] of labels (n,): windows of stripes in a light of random strength."""
     n = len(labels)
     light = LIGHT[0] + (LIGHT[1] - LIGHT[0]) * torch.rand(n, 1, 1, 1, generator=stream)
-    pale = LIFT + (1 - LIFT) * _windows(_canvases()[0], labels, stream)
+    pale = LIFT + (1 - LIFT) * textures.windows(_canvases()[0], labels, SIDE, stream)
     return (pale * light * _tint(HUE, n, stream)).clamp(0, 1)
 
 
@@ -179,7 +173,7 @@ def paint_backgrounds(labels, stream):
     n, line = len(labels), torch.linspace(-1, 1, SIDE)
     across, down = SLOPE * (2 * torch.rand(2, n, 1, 1, 1, generator=stream) - 1)
     light = DIM * (1 + across * line) * (1 + down * line[:, None])
-    return (_windows(_canvases()[1], labels, stream) * light * _tint(TINT, n, stream)).clamp(0, 1)
+    return (textures.windows(_canvases()[1], labels, SIDE, stream) * light * _tint(TINT, n, stream)).clamp(0, 1)
 
 
 def others(labels, stream):

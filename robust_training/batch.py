@@ -46,12 +46,6 @@ class Batch(NamedTuple):
         return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in tuple(self)))
 
 
-def join(batches):
-    """One Batch of several."""
-    parts = zip(*map(tuple, batches), strict=True)
-    return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
-
-
 def from_masks(images, labels, places, masks, infills=None):
     """A Batch of images whose foreground is marked by masks (B, 1, H, W); an empty mask counts as not known."""
     if masks.shape[2:] != images.shape[2:]:
@@ -76,8 +70,13 @@ def extent(masks):
 
 def rectangles(masks):
     """The smallest rectangle around each of masks (B, 1, H, W), as a mask; empty for an empty one."""
-    top, bottom, left, right = (bound[:, None] for bound in extent(masks))
-    rows, columns = (torch.arange(size, device=masks.device) for size in masks.shape[2:])
+    return within(*extent(masks), *masks.shape[2:])
+
+
+def within(top, bottom, left, right, height, width):
+    """Rectangles of these bounds, each (B,) and as those of `extent`, as masks (B, 1, height, width)."""
+    top, bottom, left, right = (bound[:, None] for bound in (top, bottom, left, right))
+    rows, columns = (torch.arange(size, device=top.device) for size in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
     return inside[:, None]
 

@@ -39,16 +39,16 @@ def box_of(mask):
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-def loop_grey(image, box, mask):
+def loop_grey(image, box):
     return torch.zeros_like(image)
 
 
-def loop_noise(image, box, mask):
+def loop_noise(image, box):
     pixels = torch.rand(3, 1, 1) + augment.NOISE * torch.randn(image.shape)
     return pixels.clamp(0, 1) * 2 - 1
 
 
-def loop_shuffle(image, box, mask):
+def loop_shuffle(image, box):
     top, bottom, left, right = box
     region = image[:, top:bottom, left:right]
     made = image.clone()
@@ -56,7 +56,7 @@ def loop_shuffle(image, box, mask):
     return made
 
 
-def loop_tile(image, box, mask):
+def loop_tile(image, box):
     """The largest strip beside the box, repeated from its own place on."""
     height, width = image.shape[1:]
     top, bottom, left, right = box
@@ -68,7 +68,7 @@ def loop_tile(image, box, mask):
     return many[:, down:down + height, along:along + width]
 
 
-def loop_background_shuffle(image, box, mask):
+def loop_background_shuffle(image, mask):
     made, outside = image.clone(), ~mask[0]
     pixels = image[:, outside]
     made[:, outside] = pixels[:, torch.randperm(pixels.shape[1])]
@@ -82,10 +82,10 @@ FACTUAL = {"random": loop_noise, "shuffle": loop_background_shuffle}
 def counterfactual_loop(name, batch):
     """What augment.counterfactual makes, by a loop over the images."""
     made = []
-    for image, rectangle, mask in zip(batch.images, batch.rectangles, batch.masks, strict=True):
+    for image, rectangle in zip(batch.images, batch.rectangles, strict=True):
         top, bottom, left, right = box = box_of(rectangle)
         one = image.clone()
-        one[:, top:bottom, left:right] = COUNTERFACTUAL[name](image, box, mask)[:, top:bottom, left:right]
+        one[:, top:bottom, left:right] = COUNTERFACTUAL[name](image, box)[:, top:bottom, left:right]
         made.append(one)
     return torch.stack(made)
 
@@ -97,9 +97,9 @@ def factual_loop(name, batch):
         if name == "mixed_rand":
             others = (batch.labels != batch.labels[k]).nonzero()[:, 0]
             other = int(others[torch.randint(len(others), ())])
-            ground = loop_tile(batch.images[other], box_of(batch.rectangles[other]), None)
+            ground = loop_tile(batch.images[other], box_of(batch.rectangles[other]))
         else:
-            ground = FACTUAL[name](image, None, mask)
+            ground = FACTUAL[name](image, mask)
         made.append(torch.where(mask, image, ground))
     return torch.stack(made)
 

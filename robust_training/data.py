@@ -70,7 +70,7 @@ def source(name, split, labels="ten", root=digits.datasets.ROOT, device="cpu", s
     recipe = one_of(RECIPES, "data set", name)
     samples = formats.read(name, split, root)
     return photos.Photos(samples, recipe.size, recipe.resize, train=split == "train", infills=infills,
-                         masks="seg" if known else "none", workers=workers, seed=seed)  # fmt: skip
+                         known=known, workers=workers, seed=seed)  # fmt: skip
 
 
 def group_shares(labels, places, count):

@@ -85,10 +85,12 @@ class Fitting:
         self.log = folder.open_log(keep=self.lines) if self.fabric.is_global_zero else None
 
     def state(self):
+        scaler = self.fabric.strategy.precision.state_dict()  # of losses in half precision on a GPU; else empty
         return {"model": self.plain.state_dict(), "optimiser": self.optimiser.state_dict(),
                 "schedule": self.schedule.rule.state_dict(), "epoch": self.epoch, "best": self.best,
                 "waited": self.waited, "lines": self.lines,
-                "worst": None if self.worst is None else self.worst.weights}  # fmt: skip
+                "worst": None if self.worst is None else self.worst.weights,
+                **({"scaler": scaler} if scaler else {})}  # fmt: skip
 
     def restore(self, state):
         storage.load_weights(self.plain, state["model"])
@@ -97,6 +99,8 @@ class Fitting:
         self.epoch, self.best, self.waited, self.lines = (state[name] for name in ("epoch", "best", "waited", "lines"))
         if self.worst is not None:
             self.worst.weights = state["worst"].to(self.device)
+        if "scaler" in state:
+            self.fabric.strategy.precision.load_state_dict(state["scaler"])
 
     def go_on(self):
         """The epochs that are still to be done."""
@@ -120,7 +124,9 @@ class Fitting:
         self.objective.train()
         terms, advice = experiment.Terms(), "a smaller --lr or --reg-coeff is worth a try"
         for k, batch in enumerate(self.train.batches(self.o["batch"], self.epoch, self.shares), start=1):
-            terms.add(self.step(batch.to(self.device), self.epoch * self.steps + k - 1))
+            number = self.epoch * self.steps + k - 1
+            with experiment.seeded(self.o["seed"], f"dropout/{number}/{self.fabric.global_rank}"):
+                terms.add(self.step(batch.to(self.device), number))
             bar.update()
             if k % CHECK_EVERY == 0 or k == self.steps:
                 means = terms.means(k, f"step {k} of epoch {self.epoch + 1}", advice)
@@ -178,6 +184,8 @@ def train(path, options, model, augmentation, train, val, device, devices):
     """
     folder, fabric = storage.RunFolder(path, options), trainer.fabric_of(device, devices, options["fp16"] == "1")
     with folder if fabric.is_global_zero else contextlib.nullcontext():
+        if fabric.is_global_zero and not folder.best.exists():  # lost: last.pt does not hold the best epoch
+            folder.last.unlink(missing_ok=True)
         fabric.barrier()
         fresh = not folder.finished()
         if fresh:

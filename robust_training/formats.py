@@ -15,8 +15,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 import storage
 from experiment import UserError
 
@@ -61,11 +59,10 @@ class Samples(list):
     left_out = 0
 
 
-def read(name, split, root=ROOT, imagenet_boxes=False):
+def read(name, split, root=ROOT):
     """The Samples of a split, one of SPLITS[name], in the order of the set's own files.
 
-    imagenet_boxes: for IN-9's train and val, ImageNet's boxes (ROOT/imagenet/LOC_train_solution.csv) in place of the
-    outlines. Raises UserError for an unknown name or split, and for whatever is missing or wrong in the files.
+    Raises UserError for an unknown name or split, and for whatever is missing or wrong in the files.
     """
     splits = storage.one_of(SPLITS, "set", name)
     storage.one_of(dict.fromkeys(splits), f"split of {name}", split)
@@ -74,10 +71,7 @@ def read(name, split, root=ROOT, imagenet_boxes=False):
     elif name == "cct":
         samples = _cct(split, Path(root))
     else:
-        imagenet_boxes = imagenet_boxes and split in ("train", "val")
-        samples = _in9(name, split, Path(root), outlined=not imagenet_boxes)
-        if imagenet_boxes:
-            samples = _with_imagenet_boxes(samples, Path(root) / "imagenet/LOC_train_solution.csv")
+        samples = _in9(name, split, Path(root))
     if not samples:
         raise UserError(f"{name} {split} has no images in {root}: the copy is incomplete")
     return samples
@@ -128,19 +122,19 @@ def _fractions(box, width, height, where):
 # --- IN-9 and IN-9L -------------------------------------------------------------------------------
 
 
-def _in9(name, split, root, outlined):
+def _in9(name, split, root):
     base = root / "bg_challenge"
     if split in TESTS:
         folder, masks, kind = base / "test" / split / "val", base / "test/fg_mask/val", "npy"
     else:
         variant = "original" if name == "in9" else "in9l"
         folder, masks, kind = base / "train" / variant / split, base / "train/no_fg" / split, "pair"
-    if outlined and split != "val":  # validation needs none
+    if split != "val":  # validation needs none
         _there(masks, name)
     samples = Samples()
     for label, title in enumerate(IN9):
         part = f"{label:02d}_{title}"
-        outlines = _names(masks / part) if outlined and (masks / part).is_dir() else set()
+        outlines = _names(masks / part) if (masks / part).is_dir() else set()
         for file in sorted(_names(_there(folder / part, name))):
             if Path(file).suffix.lower() not in PHOTOS:
                 continue
@@ -160,36 +154,6 @@ def _names(folder):
 def _foreground_of(stem):
     """The image that the foreground is of: n02_1 for n02_1 and for fg_n02_1_bg_n03_2, as mixed images are called."""
     return stem.removeprefix("fg_").split("_bg_")[0]
-
-
-def _with_imagenet_boxes(samples, file):
-    """IN-9's samples with the boxes of ImageNet's localisation task that are of the image's own class.
-
-    Boxes are in pixels of the ImageNet image, which IN-9's training images are; one that lies outside is an error.
-    """
-    if not file.is_file():
-        raise UserError(f"{file} is missing: put it there by hand, from ImageNet's localisation data (README.md, Data)")
-    at = {Path(sample.name).name: k for k, sample in enumerate(samples)}
-    boxed = Samples(samples)
-    for line, row in _table(file, ("ImageId", "PredictionString")):
-        k = at.get(row["ImageId"])
-        if k is None:
-            continue
-        where, words = f"{file}, line {line}", row["PredictionString"].split()
-        own = row["ImageId"].split("_")[0]
-        try:
-            groups = [words[start:start + 5] for start in range(0, len(words), 5)]
-            boxes = [tuple(map(float, numbers)) for wnid, *numbers in groups if wnid == own]
-            with Image.open(samples[k].path) as picture:  # reads the header only
-                width, height = picture.size
-            boxes = tuple(_fractions((x0, y0, x1, y1), width, height, where) for x0, y0, x1, y1 in boxes)
-        except ValueError:
-            raise UserError(f"{where}: the boxes should be groups of a class and four numbers") from None
-        except OSError:
-            raise UserError(f"{samples[k].path} is not an image that can be read") from None
-        if boxes:
-            boxed[k] = boxed[k]._replace(boxes=boxes, kind="boxes")
-    return boxed
 
 
 # --- Waterbirds -----------------------------------------------------------------------------------

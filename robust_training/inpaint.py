@@ -31,7 +31,7 @@ import storage
 import trainer
 from experiment import UserError
 from robust_training import digits, formats, inpainter, photos
-from robust_training.batch import boxes_to_masks, rectangles
+from robust_training.batch import rectangles
 from robust_training.data import RECIPES
 
 # --- what is trained -------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ SEED: experiment.Index = 0  # names the streams of initialisation, order, holes
 DEVICE: experiment.Device = "auto"  # auto takes cuda, then mps, then cpu
 PRECISION: experiment.Precision = "auto"  # of the networks; auto: bfloat16 where the processor multiplies in it
 WORKERS: experiment.Index = 0  # processes that load photographs
-RUN: Path | None = None  # run folder; by default runs/inpainter_DATASET and what differs from the defaults
+RUN: Path | None = None  # run folder; by default runs/inpainter_DATASET, of digits with labels, and any seed but 0
 RESULTS: Path = Path("results/robust_training")  # where the record and the figure of a finished training go
 WRITE: Path | None = None  # folder for the infill of every image, NAME.png; by default none are written
 
@@ -55,7 +55,7 @@ WIDTH: experiment.Count = inpainter.WIDTH  # channels of the generator at half t
 ADVERSARY: experiment.NotNegative = 0.03  # weight of each critic beside the L1 errors; 0: no critics
 
 STEPS_OF = {"digits": 3200}  # others 100,000
-SPLITS = ("train", "val")  # that infills are written of
+SPLITS = ("train", "val")  # whose infills are written
 HELD_OUT = {"digits": "val", "in9": "original", "in9l": "original", "wb": "val", "cct": "val"}  # IN-9's val has none
 MEASURED = 1000  # images
 RING = 4  # pixels around a hole whose mean colour is a baseline
@@ -64,6 +64,14 @@ CRITICS_RATE = 0.5  # learning rate of the critics in those of the generator
 
 
 # --- data --------------------------------------------------------------------------------------------
+
+
+def options_of(dataset, labels, size, seed, precision, steps, batch, lr, width, adversary, **places):
+    """What a run is known by, of the options of this script: without devices and folders, and with every default."""
+    return {"dataset": dataset, "labels": labels if dataset == "digits" else None,
+            "size": size or RECIPES[dataset].size, "seed": seed, "precision": precision,
+            "steps": steps or STEPS_OF.get(dataset, 100_000), "batch": batch, "lr": lr, "width": width,
+            "adversary": adversary}  # fmt: skip
 
 
 def run_of(dataset, labels, seed):
@@ -215,9 +223,9 @@ def draw(model, source, title, path, device):
 
 def foreground_of(sample, image):
     """(1, H, W): the boxes of a sample at the size of its image (3, H, W), or the box around its outline."""
-    height, width = image.shape[1:]
     if sample.boxes:
-        return boxes_to_masks(torch.tensor(sample.boxes) * torch.tensor([width, height, width, height]), height, width)
+        height, width = image.shape[1:]
+        return photos.box_mask(torch.tensor(sample.boxes) * torch.tensor([width, height, width, height]), height, width)
     return rectangles(photos.read_outline(sample, image)[None])[0]
 
 
@@ -271,22 +279,20 @@ def write(model, weights, todo, size, device, folder):
 
 def main(dataset, labels, data, size, seed, device, precision, workers, run, results, write, steps, batch, lr, width,
          adversary):  # fmt: skip
-    size = size or RECIPES[dataset].size
+    options = options_of(dataset, labels, size, seed, precision, steps, batch, lr, width, adversary)
+    size = options["size"]
     if size % 8 or size < 32 or (dataset == "digits" and size != digits.SIDE):
         raise UserError(f"--size {size}: it must be a multiple of 8, at least 32, and {digits.SIDE} for digits")
     device = experiment.pick_device(device)
     name = f"{dataset}_{labels}" if dataset == "digits" else dataset
-    options = {"dataset": dataset, "labels": labels if dataset == "digits" else None, "size": size, "seed": seed,
-               "precision": precision, "steps": steps or STEPS_OF.get(dataset, 100_000), "batch": batch, "lr": lr,
-               "width": width, "adversary": adversary}  # fmt: skip
     path = Path(run or run_of(dataset, labels, seed))
     source = functools.cache(lambda split="train": read(dataset, labels, split, size, data, workers, device, seed))
     best, trained = trainer.train(path, options, functools.partial(Course, source=source, device=device))
     model = inpainter.restore(best).to(device)
     measure(path, model, source, trained, options, device, results)
-    if trained:
-        draw(model, source(HELD_OUT[dataset]), f"{name}: the box of the foreground, painted over",
-             Path(results) / f"inpainting_{name}.png", device)  # fmt: skip
+    figure = Path(results) / f"inpainting_{name}.png"
+    if trained or not figure.exists():
+        draw(model, source(HELD_OUT[dataset]), f"{name}: the box of the foreground, painted over", figure, device)
     print(f"{path}: {'trained' if trained else 'trained before'}, {options['steps']:,} steps")
     if write is not None:
         write_all(model, path, options, data, device, write)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from experiment import UserError
-from robust_training.batch import extent
+from robust_training.batch import extent, within
 from storage import load_weights, parts_of
 
 STRIDE = 4  # pixels of a cell, in which attention works
@@ -216,10 +216,9 @@ def draw_holes(foregrounds, known, stream):
     apart = ((y >= bottom[:, None]) | (y + high <= top[:, None]) | (x >= right[:, None]) | (x + wide <= left[:, None]))
     apart &= known.cpu()[:, None] & (bottom - top > 0)[like]
     first = apart.int().argmax(1, keepdim=True)
-    y, x, high, wide = (value.gather(1, first).to(device) for value in (y, x, high, wide))
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    inside = ((rows >= y) & (rows < y + high))[:, :, None] & ((columns >= x) & (columns < x + wide))[:, None]
-    return (inside & apart.any(1).to(device)[:, None, None])[:, None]
+    y, x, high, wide = (value.gather(1, first)[:, 0] for value in (y, x, high, wide))
+    holes = within(y, y + high, x, x + wide, height, width) & apart.any(1)[:, None, None, None]
+    return holes.to(device)
 
 
 # --- critics ------------------------------------------------------------------------------------------
@@ -262,7 +261,10 @@ def window(x, holes):
 
 
 def hinge(real, fake=None):
-    """The critic's loss on logits of real and filled images, or, with those of filled ones alone, the generator's."""
+    """The critic's loss on logits of real and filled images, or, with those of filled ones alone, the generator's.
+
+    Logits of any shape; a scalar, float32 (Miyato et al. 2018, as in Yu et al. 2019, equation 3).
+    """
     if fake is None:
         return -real.float().mean()
     return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()

@@ -1,7 +1,7 @@
 """What is minimised: cross-entropy, four losses of counterfactuals, and the worst group's loss.
 
-All are taken from logits (B, C) in float32 and give one number an image, (B,), in nats. A counterfactual of an image
-of class y is an image of anything but y (Chang, Adam and Goldenberg 2021, section 3.1):
+All are taken from logits in float32, (B, C) and for channels (B, 2 C), and give one number an image, (B,), in nats. A
+counterfactual of an image of class y is an image of anything but y (Chang, Adam and Goldenberg 2021, section 3.1):
 
     logp            -log(1 - p_y); with two classes the cross-entropy of the other one
     uniform         cross-entropy of the uniform distribution
@@ -19,24 +19,28 @@ from storage import one_of
 
 
 def logp(logits, labels):
-    """-log(1 - p_y) as log sum_k exp(l_k) - log sum_{k != y} exp(l_k): no difference of nearly equal numbers.
+    """-log(1 - p_y) as log sum_k exp(l_k) - log sum_{k != y} exp(l_k), (B,).
 
-    1 - p_y is 0 in half precision as soon as p_y exceeds 0.9998; this stays exact for any confidence.
+    1 - p_y is 0 in half precision as soon as p_y exceeds 0.9998; this stays exact however near p_y is to 1. Where p_y
+    is near 0, and so the loss, it is right up to rounding of the logits' size.
     """
     others = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
     return logits.logsumexp(1) - others.logsumexp(1)
 
 
 def uniform(logits, labels):
+    """Cross-entropy (B,) of the uniform distribution over the C classes; labels do not matter."""
     return -F.log_softmax(logits, 1).mean(1)
 
 
 def uniform_except(logits, labels):
+    """Cross-entropy (B,) of the uniform distribution over the C - 1 classes that are not the label."""
     logs = F.log_softmax(logits, 1)
     return (logs.gather(1, labels[:, None])[:, 0] - logs.sum(1)) / (logits.shape[1] - 1)
 
 
 def channels(logits, labels):
+    """Cross-entropy (B,) of class y + C, for logits (B, 2 C)."""
     return F.cross_entropy(logits, labels + logits.shape[1] // 2, reduction="none")
 
 

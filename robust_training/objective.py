@@ -70,12 +70,12 @@ class Augmentation:
         return Examples(batch, images, targets, infilled[good], batch.labels[good], infilled)
 
     def factuals(self, batch, stream, model):
-        gradient = lambda images, labels: input_gradient(model, images, labels)
+        gradient = lambda images, labels: loss_gradient(model, images, labels)
         made = augment.factual(self.f_inpaint, batch, stream, gradient, self.pgd_steps)
         return made, augment.usable(batch, self.f_inpaint)
 
 
-def input_gradient(model, images, labels):
+def loss_gradient(model, images, labels):
     """Gradient of the cross-entropy with respect to the images; that of the weights is left as it is."""
     with torch.enable_grad():
         images = images.detach().requires_grad_()

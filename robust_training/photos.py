@@ -24,7 +24,6 @@ from robust_training.batch import Batch, boxes_to_masks, from_masks, rectangles
 
 CROPS = 20  # draws of a crop before one is laid around a pixel of the foreground
 RESIZES = ("squash", "short")
-MASKS = ("seg", "boxes", "none")
 SUFFIXES = (".jpg", ".png", ".JPEG")  # of infills
 
 # --- reading one image ----------------------------------------------------------------------------
@@ -121,8 +120,11 @@ def crop_and_mirror(parts, mask, size, stream):
     return {key: both(part) for key, part in parts.items()}, both(mask)
 
 
-def _box_mask(boxes, height, width):
-    """(1, height, width): the union of boxes (K, 4) in pixels; those that resizing shrank to nothing are dropped."""
+def box_mask(boxes, height, width):
+    """(1, height, width), boolean: the union of boxes (K, 4), each (left, top, right, bottom) in pixels.
+
+    Those that come to nothing in whole pixels are dropped.
+    """
     limit = torch.tensor([width, height, width, height])
     corners = boxes.as_subclass(torch.Tensor).round().clamp(torch.zeros(4), limit)
     left, top, right, bottom = corners.unbind(1)
@@ -145,23 +147,22 @@ class Photos:
     train    whether a shuffled pass crops and mirrors
     infills  folder of images with the foreground painted over, name.jpg or .png of the image's size, or None. Where
              no foreground is known, the infill in a Batch is the image itself
-    masks    "seg" for outlines, "boxes" for the rectangle around them, "none" to read no foreground at all
+    known    whether the foreground is read at all
     workers  processes that load; 0 loads in this one
     seed     of the order and of what is drawn for each image
 
     len, labels (N,) and places (N,) are those of the samples. Raises UserError for settings that do not go together.
     """
 
-    def __init__(self, samples, size=224, resize="squash", train=False, infills=None, masks="seg", workers=0, seed=0):
-        for value, known, what in ((resize, RESIZES, "resize"), (masks, MASKS, "masks")):
-            if value not in known:
-                raise UserError(f"{what} can be {', '.join(known)}, not {value!r}")
-        if infills is not None and masks == "none":
-            raise UserError("infills replace a foreground: they need masks")
+    def __init__(self, samples, size=224, resize="squash", train=False, infills=None, known=True, workers=0, seed=0):
+        if resize not in RESIZES:
+            raise UserError(f"resize can be {', '.join(RESIZES)}, not {resize!r}")
+        if infills is not None and not known:
+            raise UserError("infills replace a foreground: it must be known")
         if infills is not None and not Path(infills).is_dir():
             raise UserError(f"{infills} is missing: the folder of precomputed infills, one name.jpg or .png an image")
         self.samples, self.size, self.resize, self.train = samples, size, resize, train
-        self.infills, self.masks, self.workers, self.seed = infills, masks, workers, seed
+        self.infills, self.known, self.workers, self.seed = infills, known, workers, seed
         self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
         self.places = torch.tensor([sample.place for sample in samples], dtype=torch.int64)
 
@@ -170,7 +171,7 @@ class Photos:
 
     def first(self, n):
         """The first n images, as Photos."""
-        return Photos(self.samples[:n], self.size, self.resize, self.train, self.infills, self.masks, self.workers,
+        return Photos(self.samples[:n], self.size, self.resize, self.train, self.infills, self.known, self.workers,
                       self.seed)  # fmt: skip
 
     def batches(self, size, stream_seed=None, shares=None):
@@ -196,7 +197,7 @@ class Photos:
         height, width = parts["image"].shape[1:]
         boxed = "boxes" in parts
         if boxed:  # whole pixels from here on: a crop or a mirror cannot round a border differently
-            mask = _box_mask(parts.pop("boxes"), height, width)
+            mask = box_mask(parts.pop("boxes"), height, width)
         else:
             mask = parts.pop("mask", torch.zeros(1, height, width)).bool()
         mask = tv_tensors.Mask(mask)
@@ -211,11 +212,11 @@ class Photos:
         image = read_image(sample.path)
         height, width = image.shape[1:]
         parts, known = {"image": tv_tensors.Image(image)}, False
-        if self.masks != "none" and sample.boxes:
+        if self.known and sample.boxes:
             boxes = torch.tensor(sample.boxes) * torch.tensor([width, height, width, height])
             parts["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
             known = True
-        elif self.masks != "none" and sample.mask is not None:
+        elif self.known and sample.mask is not None:
             mask = read_outline(sample, image)
             parts["mask"], known = tv_tensors.Mask(mask.to(torch.uint8)), bool(mask.any())
         if self.infills is not None:
@@ -233,8 +234,7 @@ class Photos:
         batch = from_masks(torch.stack(images), self.labels[index], self.places[index], masks,
                            None if infills[0] is None else torch.stack(infills))
         around = torch.where(boxed[:, None, None, None], masks, rectangles(masks))
-        batch = batch.but(rectangles=around, masks=around if self.masks == "boxes" else masks)
-        return tuple(batch)
+        return tuple(batch.but(rectangles=around))
 
 
 class _Pictures(Dataset):

@@ -6,7 +6,7 @@ from pathlib import Path
 import experiment
 import storage
 import tables
-from robust_training import plan, train
+from robust_training import inpaint, plan, train
 
 FOLDER = "results/robust_training"
 ACCURACY = ("flip", "accuracy")
@@ -124,10 +124,14 @@ def coefficients(records):
 
 
 def inpainting(records):
-    """How far each way to fill a hole in the ground is from what was there."""
+    """How far each way to fill a hole in the ground is from what was there, by the inpainter of the default options."""
     names = {"cagan": "inpainter, refined", "coarse": "inpainter, coarse", "ring": "mean colour around the hole",
              "mean": "grey"}  # fmt: skip
-    rows = {row["arm"]: row for row in records if row["experiment"] == "inpaint" and row["metric"] == "hole l1"}
+    options = storage.plain_options(inpaint.options_of(**experiment.parse_options(inpaint, [])))
+    rows = {row["arm"]: row for row in records
+            if row["experiment"] == "inpaint" and row["metric"] == "hole l1" and row["options"] == options}  # fmt: skip
+    if not rows:
+        return UNMEASURED
     return tables.markdown(["filled by", "L1 in the hole", "images"], [
         [name, f"{rows[arm]['value']:.3f}", rows[arm]["n"]] for arm, name in names.items() if arm in rows])
 

@@ -34,7 +34,7 @@ SAME = 1e-6  # DeepLIFT: a change of an input smaller than this is none, and the
 # --- maps -----------------------------------------------------------------------------------------
 
 
-def _input_gradient(model, images, labels, score):
+def _gradient_of(model, images, labels, score):
     """Gradient (B, 3, H, W) of the sum over rows of score(logits, labels), each row's own."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
@@ -69,11 +69,9 @@ def deeplift(model, images, labels, baselines=None):
     """DeepLIFT contributions (B, 3, H, W) of images against baselines of the same shape, by default grey.
 
     A ReLU passes on the ratio of its output's change to its input's; any other layer its gradient, so that the
-    contributions add up to the change of the logit exactly only where all others are linear. Raises UserError for a
-    network that uses one ReLU module for several layers.
+    contributions add up to the change of the logit exactly only where all others are linear. Every ReLU must be a
+    module of its own, as they are in backbones.py.
     """
-    if not getattr(model, "relus_used_once", True):
-        raise UserError("deeplift needs a network whose every ReLU is a module of its own: this one shares them")
     baselines = torch.zeros_like(images) if baselines is None else baselines
     both = torch.cat([images, baselines]).detach().requires_grad_()
     with torch.enable_grad(), _rescaled(model) as rule:
@@ -130,7 +128,7 @@ def _rescaled(model):
             handle.remove()
 
 
-MAPS = {**{name: functools.partial(_input_gradient, score=score) for name, score in SCORES.items()},
+MAPS = {**{name: functools.partial(_gradient_of, score=score) for name, score in SCORES.items()},
         "deeplift": deeplift, "grad_cam": grad_cam}  # fmt: skip
 
 

@@ -42,11 +42,11 @@ def restored(arm, seed, runs, device):
 
 def sheet_of_augmentations(path, seed, images, runs, device):
     """Every infill and every swap of the first images of the training set."""
-    scenes = digits.read("ten", "train", device).first(POOL)
-    scenes.paint_over(train.painter(train.INPAINTER, device).fill)
-    batch, model = next(iter(scenes.batches(POOL))), restored("plain", seed, runs, device)
+    model, scenes = restored("plain", seed, runs, device), digits.read("ten", "train", device).first(POOL)
+    scenes.paint_over(train.painter(runs / train.INPAINTER.name, device, "ten").fill)
+    batch = next(iter(scenes.batches(POOL)))
     shown = [(batch.labels == k).nonzero()[0, 0] for k in range(images)]
-    gradient = lambda some, labels: objective.input_gradient(model, some, labels)
+    gradient = lambda some, labels: objective.loss_gradient(model, some, labels)
     columns = {"image": batch.images}
     for name in augment.COUNTERFACTUALS:
         columns[f"CF {name}"] = augment.counterfactual(name, batch, experiment.generator(seed, f"show/{name}"))
@@ -122,6 +122,8 @@ def bins_of(records, words):
 
 
 def main(seed, images, runs, device, results):
+    if images > 10:
+        raise experiment.UserError(f"--images {images}: there is one of each digit, so at most 10")
     device = experiment.pick_device(device)
     records = report.read(results)
     if not report.by_arm(records, plan.commands(plan.arms())):

@@ -17,6 +17,7 @@ from typing import Literal
 import backbones
 import experiment
 import storage
+import trainer
 from robust_training import augment, data, evaluate, fitting, inpainter, objective
 
 # --- what is trained on ------------------------------------------------------------------------
@@ -65,7 +66,9 @@ RUN: Path | None = None  # run folder; by default runs/robust_NAME
 RESULTS: Path = Path("results/robust_training")  # where records and tables go
 
 TEST_IMAGES = 200  # of each split in a test run
-APART = {"device", "devices", "workers", "root", "name", "run", "results"}  # change nothing of what is learned
+# What does not tell runs apart. Of these only devices changes what is learned, a little: by rounding, and because each
+# process takes the mean over its own factuals, counterfactuals and images of known foreground.
+APART = {"device", "devices", "workers", "root", "name", "run", "results"}
 GRID = (96 / 224, 1.0, 0.6, 0.8)  # GridMask's periods in units of the image's side, ratio, share (published)
 
 
@@ -84,7 +87,7 @@ def name_of(o):
 
 
 def check(o):
-    """Raise UserError for options that contradict each other."""
+    """Raise UserError for resolved options that contradict each other."""
     photographs = o["dataset"] != "digits"
     if o["inpaint"] == "cagan" and photographs and o["infills"] is None:
         raise experiment.UserError("--inpaint cagan on photographs needs --infills, a folder with an image for each; "
@@ -94,6 +97,12 @@ def check(o):
     if o["group_dro"] and (o["mixup"] or o["f_inpaint"] != "none" or o["label_smoothing"]):
         raise experiment.UserError("--group-dro weighs groups of labelled images: leave out --mixup, --label-smoothing "
                                    "and --f-inpaint")
+    if o["group_dro"] and (o["batch_split"] > 1 or trainer.processes(o["devices"]) != (1, 1)):
+        raise experiment.UserError("--group-dro weighs the groups of whole batches: leave out --batch-split and "
+                                   "--devices")
+    if o["patience"] is not None and o["select"] == "last":
+        raise experiment.UserError("--patience waits for a better epoch, and --select last takes every one for better: "
+                                   "choose val_acc1 or val_auc")
     if o["reg"] == "gs" and o["inpaint"] == "none":
         raise experiment.UserError("--reg gs compares gradients with counterfactuals: choose an --inpaint")
     if o["reg"] == "gs" and o["reg_grad"] == "grad_cam":
@@ -119,6 +128,17 @@ def make_model(o, classes):
     return model
 
 
+def check_rows(o, model):
+    """Where images of a batch change each other's logits, refuse what relies on their not doing so, or say it."""
+    if model.rows_independent:
+        return
+    if {o["inpaint"], o["f_inpaint"], o["reg"]} != {"none"}:
+        raise experiment.UserError(f"--backbone {o['backbone']} normalises over the batch: augmented images would "
+                                   "change the logits of the others, attacks and saliency its running averages; leave "
+                                   "out --inpaint, --f-inpaint and --reg, or take small, bit or vgg16")
+    print(f"{o['backbone']} normalises over the batch: in training its images change each other's logits")
+
+
 def make_augmentation(o, classes):
     """How batches become examples."""
     side = data.RECIPES[o["dataset"]].size
@@ -138,24 +158,28 @@ def sources(o, device):
         if o["test_run"]:
             found[split] = found[split].first(TEST_IMAGES)
     if o["inpaint"] == "cagan" and o["dataset"] == "digits":
-        found["train"].paint_over(painter(o["inpainter"], device).fill)
+        found["train"].paint_over(painter(o["inpainter"], device, o["labels"]).fill)
     return found
 
 
-def painter(run, device):
-    """The inpainter of a run folder of inpaint.py."""
-    return inpainter.restore(storage.load_checkpoint(run / "ckpt/best.pt")).to(device)
+def painter(run, device, labels):
+    """The inpainter of a run folder of inpaint.py; UserError if it was trained on other grounds than those of labels.
+    """
+    state = storage.load_checkpoint(run / "ckpt/best.pt")
+    model = inpainter.restore(state)
+    storage.expect(run, state, dataset="digits", labels=labels)
+    return model.to(device)
 
 
-def records_of(seed):
+def records_file(seed):
     """The file in which a seed's records are: there are many, and one file would grow too large to keep."""
     return f"metrics_seed{seed}.jsonl"
 
 
 def main(**o):
+    o = resolved(o)
     check(o)
     results, run = o.pop("results"), o.pop("run")
-    o = resolved(o)
     name = o["name"] or name_of(o)
     path = run or Path("runs") / f"robust_{name}"
     device = experiment.pick_device(o["device"])
@@ -164,18 +188,23 @@ def main(**o):
     if o["dataset"] == "digits" and o["inpaint"] == "cagan":
         kept["inpainter_weights"] = storage.digest(o["inpainter"] / "ckpt/best.pt")
     splits = sources(o, device)
-    trained = fitting.train(path, kept, make_model(o, classes), make_augmentation(o, classes),
-                            splits["train"], splits["val"], device, o["devices"])
+    model = make_model(o, classes)
+    check_rows(o, model)
+    trained = fitting.train(path, kept, model, make_augmentation(o, classes), splits["train"], splits["val"], device,
+                            o["devices"])  # fmt: skip
     if trained is None:  # another process than the first
         return
     best, fresh = trained
-    records = storage.Records(results, "train", kept, device, records_of(o["seed"]))
-    if records.earlier() and not fresh:
+    records = storage.Records(results, "train", kept, device, records_file(o["seed"]))
+    table, earlier = Path(results) / f"{o['dataset']}_results.tsv", records.earlier()
+    if earlier and not fresh:
+        evaluate.complete(table, name, earlier, kept)
         print(f"{path}: trained and measured before")
         return
     model = backbones.restore(best).to(device)
     found = evaluate.measure(model, splits, len(classes), best, records, device, name_of(o).rpartition("_s")[0])
-    evaluate.append_row(Path(results) / f"{o['dataset']}_results.tsv", name, found, kept)
+    evaluate.append_row(table, name, found, kept)  # first: what has records counts as measured
+    records.save()
     for split, metrics in found.items():
         if "accuracy" in metrics:
             worst = f", worst group {metrics['worst_group'][0]:.4f}" if "worst_group" in metrics else ""

@@ -5,7 +5,7 @@ import torch
 
 import experiment
 from robust_training import augment
-from robust_training.batch import boxes_to_masks, extent, from_masks, join, rectangles
+from robust_training.batch import boxes_to_masks, extent, from_masks, rectangles
 
 
 def stream(seed=0):
@@ -43,12 +43,11 @@ def test_boxes_are_cut_at_the_border_and_joined():
             boxes_to_masks(torch.tensor([box]), 5, 6)
 
 
-def test_a_batch_is_cut_joined_and_changed_by_its_images():
+def test_a_batch_is_cut_and_changed_by_its_images():
     batch = batch_of((0, 0, 3, 3), (), (2, 2, 5, 9))
     assert batch.known.tolist() == [True, False, True]
-    again = join([batch[:1], batch[1:]])
-    assert len(again) == 3
-    assert all(torch.equal(a, b) for a, b in zip(tuple(again)[:6], tuple(batch)[:6], strict=True))
+    assert len(batch[1:]) == 2
+    assert all(torch.equal(a, b[1:]) for a, b in zip(tuple(batch[1:])[:6], tuple(batch)[:6], strict=True))
     assert batch.but(labels=batch.labels + 5).labels.tolist() == [5, 6, 7]
     with pytest.raises(experiment.UserError, match="do not fit"):
         from_masks(batch.images, batch.labels, batch.places, torch.zeros(3, 1, 4, 4, dtype=torch.bool))
@@ -158,6 +157,20 @@ def test_attacks_stay_within_eps_and_climb():
         change = made - batch.images
         assert change.abs().max() <= augment.EPS + 1e-6
         assert (change * direction).sum() > 0.5 * augment.EPS * (direction.abs() * ~batch.masks).sum() * 0.5
+
+
+def test_attacks_step_by_step():
+    """fgsm is one step of 0.75 from a random start within 0.6, pgd many: where all goes up, all ends at the limit."""
+    batch = batch_of((2, 3, 6, 8))
+    batch = batch.but(images=torch.full_like(batch.images, 0.25))
+    up = lambda images, labels: torch.full_like(images, 7.0)
+    start = 0.6 * (2 * torch.rand(batch.images.shape, generator=stream()) - 1)
+    wanted = torch.where(batch.masks, 0.25, 0.25 + (start + 0.75).clamp(max=0.6))
+    assert torch.allclose(augment.attack(batch, stream(), up, 1), wanted)
+    assert torch.allclose(augment.attack(batch, stream(), up, 2), torch.where(batch.masks, 0.25, torch.tensor(0.85)))
+    bright = batch.but(images=torch.full_like(batch.images, 0.75))
+    made = augment.attack(bright, stream(), up, 2)
+    assert torch.equal(made, torch.where(batch.masks, 0.75, torch.tensor(1.0)).expand_as(made))
 
 
 # --- baselines ------------------------------------------------------------------------------------

@@ -3,12 +3,25 @@
 import pytest
 import torch
 
+import experiment
+import textures
 from robust_training import digits
 
 
 @pytest.fixture(scope="module", params=["ten", "two"])
 def splits(request):
     return request.param, {split: digits.read(request.param, split) for split in ("val", *digits.TESTS)}
+
+
+def test_windows_are_parts_of_the_canvases_that_were_chosen():
+    """A canvas's pixels say where they are; on one of its own size there is one place."""
+    canvases = torch.arange(2 * 3 * 6 * 6).view(2, 3, 6, 6).to(torch.uint8)
+    found = textures.windows(canvases, torch.tensor([1, 0]), 4, experiment.generator(0, "tests"))
+    for one, number in zip(found, (1, 0), strict=True):
+        first = round(float(one[0, 0, 0]) * 255) - 108 * number
+        top, left = divmod(first, 6)
+        assert torch.equal(one, canvases[number, :, top:top + 4, left:left + 4] / 255)
+    assert torch.equal(textures.windows(canvases, torch.tensor([1]), 6, None)[0], canvases[1] / 255)
 
 
 def test_grounds_agree_as_their_split_says(splits):

@@ -67,36 +67,9 @@ def test_black_of_the_image_itself_is_no_foreground(tmp_path):
     assert torch.equal(photos.read_outline(sample, photos.read_image(image)), inside())
 
 
-def boxes_file(root, *rows):
-    (root / "imagenet").mkdir(exist_ok=True)
-    (root / "imagenet/LOC_train_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]) + "\n")
-
-
-def test_in9_with_imagenets_boxes(in9):
-    """Boxes of another class than the image's own are left out; what runs over the border is cut there."""
-    boxes_file(in9, "n00_7,n05 0 0 9 9 n00 0 12 32 24 n00 48 0 80 24 ", "n88_1,nonsense")
-    samples = formats.read("in9", "train", in9, imagenet_boxes=True)
-    assert samples[0].boxes == ((0, 0.25, 0.5, 0.5), (0.75, 0, 1, 0.5))
-    assert [sample.kind for sample in samples] == ["boxes", *["none"] * 8]
-
-
-@pytest.mark.parametrize(("row", "message"), [
-    ("n00_7,n00 70 0 90 9", r"LOC_train_solution.csv, line 2: the box \(70, 0, 90, 9\) is empty or outside its image"),
-    ("n00_7,n00 5 5 5 9", "line 2: the box .* is empty"),
-    ("n00_7,n00 5 nan 9 9", "line 2: the box .* is empty"),
-    ("n00_7,n00 5 5 9", "line 2: the boxes should be groups of a class and four numbers"),
-    ("n00_7", "line 2: there is nothing in column PredictionString")])  # fmt: skip
-def test_in9_with_wrong_boxes(in9, row, message):
-    boxes_file(in9, row)
-    with pytest.raises(UserError, match=message):
-        formats.read("in9", "train", in9, imagenet_boxes=True)
-
-
 def test_what_is_missing_of_in9_is_named(in9):
     with pytest.raises(UserError, match=r"fg_mask/val is missing: fetch it .*--set in9\) or put a copy there by hand"):
         formats.read("in9", "mixed_rand", in9 / "elsewhere")
-    with pytest.raises(UserError, match=r"LOC_train_solution.csv is missing: put it there by hand"):
-        formats.read("in9", "train", in9, imagenet_boxes=True)
     folder = in9 / "bg_challenge/train/original/train/06_musical instrument"
     folder.rename(in9 / "away")
     with pytest.raises(UserError, match="06_musical instrument is missing"):

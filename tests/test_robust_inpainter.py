@@ -1,18 +1,16 @@
 """Inpainting: known pixels stay, attention copies, the foreground has no influence, a killed training goes on."""
 
-import csv
+import types
 
-import numpy
 import pytest
 import torch
-from PIL import Image
 
 import experiment
 import storage
 import trainer
 from experiment import UserError
 from robust_training import digits, formats, inpaint, inpainter, photos
-from robust_training.batch import rectangles
+from robust_training.batch import from_masks, rectangles
 
 SHORT = ("--steps", "4", "--batch", "4", "--width", "4")
 
@@ -214,6 +212,46 @@ def test_hinge_and_l1_by_hand():
     assert inpainter.distance(made, image, hole * 0.0).item() == 0
 
 
+def of_mean(images, holes, foregrounds):
+    """Critics whose logits are the images' mean and twice that."""
+    return {"local": images.mean((1, 2, 3)), "global": 2 * images.mean((1, 2, 3))}
+
+
+def test_reconstruction_by_hand():
+    """A hole of 3 x 3 pixels is wrong by 1 in its middle, which weighs 0.99; the ground is wrong by 2."""
+    hole, foreground = box(1, 4, 1, 4, 1, 8, 8), box(5, 8, 5, 8, 1, 8, 8)
+    images = torch.full((1, 3, 8, 8), 2.0)
+    images[:, :, 1:4, 1:4], images[:, :, 2, 2], images[:, :, 5:, 5:] = 0.0, 1.0, 9.0
+    found = inpainter.reconstruction(torch.zeros_like(images), images, hole, foreground)
+    assert found["hole"].item() == pytest.approx(0.99 / 8.99)
+    assert found["known"].item() == pytest.approx(2.0)
+
+
+def test_the_losses_of_critics_and_generator_by_hand():
+    """Two by two of four by four pixels are filled with 0, where all is 1 else: a mean of 3/4."""
+    images, nothing = torch.ones(1, 3, 4, 4), box(0, 0, 0, 0, 1, 4, 4)
+    hole, half = box(1, 3, 1, 3, 1, 4, 4), torch.tensor(0.5, requires_grad=True)
+    network = lambda images, holes: (half.expand_as(images), 0 * half.expand_as(images))
+    terms, filled = inpainter.generator_losses(network, of_mean, images, hole, nothing)
+    assert {name: value.item() for name, value in terms.items()} == {
+        "coarse hole": 0.5, "coarse known": 0.5, "fine hole": 1.0, "fine known": 1.0, "local": -0.75, "global": -1.5}
+    assert filled.requires_grad
+    assert set(inpainter.generator_losses(network, None, images, hole, nothing)[0]) == {*terms} - {"local", "global"}
+    found = inpainter.critics_loss(of_mean, images / 4, filled, hole, nothing)
+    assert {name: value.item() for name, value in found.items()} == {"local": 0.75 + 1.75, "global": 0.5 + 2.5}
+    assert not found["local"].requires_grad  # the generator learns nothing of it
+
+
+def test_errors_in_held_out_holes_by_hand():
+    """Images of 0.5 alone, one of which has no known foreground and so no hole."""
+    batch = from_masks(torch.full((2, 3, 32, 32), 0.5), torch.zeros(2), torch.zeros(2),
+                       torch.cat([box(2, 9, 2, 9, 1, 32, 32), box(0, 0, 0, 0, 1, 32, 32)]))  # fmt: skip
+    source = types.SimpleNamespace(batches=lambda size: iter([batch]))
+    network = lambda images, holes: (torch.full_like(images, 1.0), torch.full_like(images, 0.75))
+    found = inpaint.errors(network, source, 0, "cpu")
+    assert torch.cat([found[arm] for arm in ("coarse", "cagan", "mean", "ring")]).tolist() == [0.5, 0.25, 0.5, 0.0]
+
+
 def test_weights_fall_towards_the_middle_of_a_hole():
     got = inpainter.weights_of(box(1, 6, 2, 6, 1, 8, 8), 0.5)[0, 0, 1:6, 2:6]
     wanted = torch.tensor([[1, 1, 1, 1], [1, 0.5, 0.5, 1], [1, 0.5, 0.5, 1], [1, 0.5, 0.5, 1], [1, 1, 1, 1]])
@@ -260,7 +298,9 @@ def test_a_training_leaves_its_record_and_figure_and_is_reused(few, call, tmp_pa
     assert set(found) == {"coarse", "cagan", "mean", "ring"}
     assert all(0 < row["value"] < 2 and 10 < row["n"] <= 20 and row["split"] == "val" for row in found.values())
     assert (tmp_path / "results/inpainting_digits_ten.png").is_file()
+    (tmp_path / "results/inpainting_digits_ten.png").unlink()  # as if killed before
     code, out, _ = call("robust_training.inpaint", *arguments, "--write", tmp_path / "infills")
+    assert (tmp_path / "results/inpainting_digits_ten.png").is_file()
     assert (code, "trained before" in out, "0 infills written, 50 were there" in out) == (0, True, True)
     assert len(storage.read_lines(tmp_path / "results/metrics.jsonl")) == len(rows)
     code, _, error = call("robust_training.inpaint", *arguments, "--lr", "0.1")
@@ -322,40 +362,18 @@ def test_a_ground_without_room_for_a_hole_is_said(few, call, tmp_path, monkeypat
 # --- photographs -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def birds(tmp_path):
-    """Twelve Waterbirds of 60 x 50 pixels: six to train on, three to validate with, three to test."""
-    folder, rows = tmp_path / "data/waterbird_complete95_forest2water2", []
-    noise = numpy.random.default_rng(0)
-    for k in range(12):
-        name = f"00{k % 2}.Bird/b{k}"
-        for part in (folder, folder / "segmentations"):
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = noise.integers(0, 255, (50, 60, 3), dtype=numpy.uint8)
-        Image.fromarray(pixels).save(folder / f"{name}.jpg")
-        outline = numpy.zeros((50, 60), numpy.uint8)
-        outline[10 + k:30, 20:36] = 255
-        Image.fromarray(outline).save(folder / "segmentations" / f"{name}.png")
-        rows.append({"img_filename": f"{name}.jpg", "y": k % 2, "split": (0, 0, 1, 2)[k % 4], "place": 0})
-    with open(folder / "metadata.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    return tmp_path / "data"
-
-
-def test_infills_of_photographs_load_as_precomputed_ones(call, tmp_path, birds):
+def test_infills_of_photographs_load_as_precomputed_ones(call, tmp_path, waterbirds):
     folder = tmp_path / "infills"
-    arguments = ("--dataset", "wb", "--data", birds, "--size", "32", *SHORT, "--results", tmp_path / "results")
+    arguments = ("--dataset", "wb", "--data", waterbirds, "--size", "32", *SHORT, "--results", tmp_path / "results")
     code, out, error = call("robust_training.inpaint", *arguments, "--run", tmp_path / "run", "--write", folder)
     assert code == 0, error
     assert "9 infills written" in out
-    sample = formats.read("wb", "train", birds)[0]
+    sample = formats.read("wb", "train", waterbirds)[0]
     image, infill = photos.read_image(sample.path), photos.read_image(folder / f"{sample.name}.png")
     hole = rectangles(photos.read_outline(sample, image)[None])[0].expand_as(image)
     assert torch.equal(infill[~hole], image[~hole])
     assert (infill[hole] != image[hole]).float().mean() > 0.9
-    source = photos.Photos(formats.read("wb", "train", birds), 32, infills=folder)
+    source = photos.Photos(formats.read("wb", "train", waterbirds), 32, infills=folder)
     assert sum(len(batch.infills) for batch in source.batches(4)) == 6
     (folder / f"{sample.name}.png").unlink()
     _, out, _ = call("robust_training.inpaint", *arguments, "--run", tmp_path / "run", "--write", folder)
@@ -377,4 +395,6 @@ def test_holes_of_photographs_are_their_boxes():
     sample = formats.Sample("a", 0, -1, ((0.0, 0.5, 0.5, 1.0), (0.75, 0.0, 1.0, 0.25)), None, "boxes", "a")
     wanted = torch.zeros(1, 8, 16, dtype=torch.bool)
     wanted[:, 4:, :8], wanted[:, :2, 12:] = True, True
+    assert torch.equal(inpaint.foreground_of(sample, torch.zeros(3, 8, 16)), wanted)
+    sample = sample._replace(boxes=(*sample.boxes, (0.5, 0.5, 0.51, 0.51)))  # less than a pixel
     assert torch.equal(inpaint.foreground_of(sample, torch.zeros(3, 8, 16)), wanted)

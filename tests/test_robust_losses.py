@@ -40,6 +40,13 @@ def test_channels_ask_for_the_channel_of_their_class():
     assert float(losses.classification(logits, shares)) == pytest.approx(5 + math.log(1 + 3 * math.exp(-5)), abs=1e-5)
 
 
+def test_labels_cost_minus_the_log_of_their_share():
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]]).half()
+    found = losses.classification(logits, torch.tensor([1, 0]))
+    assert found.tolist() == pytest.approx([math.log(4 / 3), math.log(4)], abs=1e-3)
+    assert found.dtype == torch.float32
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="no counterfactual loss is called 'none'; there are logp, uniform"):
         losses.counterfactual("none", LOGITS, LABELS)

@@ -106,16 +106,15 @@ def test_a_foreground_that_shrinks_to_nothing_is_not_known(tmp_path, boxed):
     assert not batch.rectangles.any()
 
 
-def test_masks_as_rectangles_or_not_at_all(tmp_path):
+def test_a_foreground_is_an_outline_and_its_rectangle_or_not_read_at_all(tmp_path):
     samples = scenes(tmp_path, n=1)
     outline = Image.new("L", (32, 32))
     outline.putpixel((2, 4), 1)
     outline.putpixel((9, 7), 1)
     outline.save(tmp_path / "0_mask.png")
-    outlined, boxed, none = (next(Photos(samples, size=32, masks=masks).batches(1)) for masks in photos.MASKS)
+    outlined, none = (next(Photos(samples, size=32, known=known).batches(1)) for known in (True, False))
     assert outlined.masks.sum() == 2
     assert torch.equal(outlined.rectangles[0], inside((32, 32), (2, 4, 10, 8)))
-    assert torch.equal(boxed.masks, outlined.rectangles)
     assert none.known.tolist() == [False]
 
 
@@ -155,8 +154,7 @@ def test_an_infill_that_is_missing_or_does_not_fit_is_named(tmp_path):
 def test_wrong_settings_and_images_are_one_line(tmp_path):
     samples = scenes(tmp_path, n=1)
     for settings, message in [({"resize": "fit"}, "resize can be squash, short, not 'fit'"),
-                              ({"masks": "all"}, "masks can be seg, boxes, none, not 'all'"),
-                              ({"masks": "none", "infills": tmp_path}, "infills replace a foreground")]:
+                              ({"known": False, "infills": tmp_path}, "infills replace a foreground")]:
         with pytest.raises(UserError, match=message):
             Photos(samples, **settings)
     (tmp_path / "0.png").write_bytes(b"no image")

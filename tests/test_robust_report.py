@@ -1,12 +1,14 @@
 """Plan, tables, claims and figures of part 6: every arm has its runs, and a record finds its arm again."""
 
+import shutil
+
 import pytest
 import torch
 
 import backbones
 import experiment
 import storage
-from robust_training import bench, digits, plan, report, show, train
+from robust_training import bench, digits, inpaint, plan, report, show, train
 
 
 def record(words, split, metric, value, seed, n=2000, **setting):
@@ -33,7 +35,7 @@ def test_the_plan_holds_what_is_compared_over_the_published_seeds():
     everything = plan.everything()
     assert len(set(everything)) == len(everything)
     for words in everything:
-        train.check(report.options_of(words) | {"infills": None})
+        train.check(report.options_of(words) | {"infills": None, "devices": 1})
 
 
 def test_records_find_their_arm_and_gains_are_paired():
@@ -96,7 +98,8 @@ def test_contrast_is_of_means_of_arms_seed_by_seed():
 
 def test_nothing_measured_is_said():
     blocks = report.blocks([])
-    for name in ("part 6", "part 6 crossed", "part 6 penalties", "part 6 coefficients", "part 6 two", "part 6 claims"):
+    for name in ("part 6", "part 6 crossed", "part 6 penalties", "part 6 coefficients", "part 6 two", "part 6 claims",
+                 "part 6 inpainting"):  # fmt: skip
         assert blocks[name] == report.UNMEASURED
 
 
@@ -123,6 +126,7 @@ def test_the_figures(tmp_path, call, monkeypatch):
     assert "best.pt is missing: python -m robust_training.train --seed 5" in error
     with experiment.seeded(0, "tests"):
         model = backbones.build("small", 10)
+    shutil.copytree(train.INPAINTER, tmp_path / train.INPAINTER.name)
     for arm in show.SEEN:
         name = train.name_of(report.options_of(f"{plan.arms()[arm]} --seed 5".strip()))
         made = {"name": "small", "settings": {"classes": 10}}
@@ -131,6 +135,20 @@ def test_the_figures(tmp_path, call, monkeypatch):
     assert call("robust_training.show", *arguments)[0] == 0
     for name in ("augmentations", "saliency", "accuracies", "reliability"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_there_are_ten_digits_to_show(tmp_path, call):
+    code, _, error = call("robust_training.show", "--results", tmp_path, "--images", "11")
+    assert code == 2
+    assert "at most 10" in error
+
+
+def test_the_inpainter_of_the_table_is_that_of_the_default_options():
+    about = storage.plain_options(inpaint.options_of(**experiment.parse_options(inpaint, [])))
+    rows = [{"experiment": "inpaint", "metric": "hole l1", "arm": "mean", "value": value, "n": 9, "options": options}
+            for value, options in ((0.25, about), (0.5, about | {"labels": "two"}))]  # fmt: skip
+    assert cells(report.inpainting(rows).splitlines()[-1]) == ["grey", "0.250", "9"]
+    assert report.inpainting(rows[1:]) == report.UNMEASURED
 
 
 def test_without_records_there_is_nothing_to_show(tmp_path, call):

@@ -109,13 +109,6 @@ def test_deeplift_and_grad_cam_are_captums(make):
         assert torch.allclose(saliency.grad_cam(model, images, labels), cam, atol=1e-5)
 
 
-def test_networks_that_share_relus_are_refused():
-    model = plain()
-    model.relus_used_once = False
-    with pytest.raises(UserError, match="module of its own"):
-        saliency.deeplift(model, torch.zeros(1, 3, 10, 10), torch.tensor([0]))
-
-
 def test_penalties_by_hand():
     some = batch(2, side=4)
     masks = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
@@ -131,6 +124,39 @@ def test_penalties_by_hand():
     assert float(same) == pytest.approx(0)
     unknown = from_masks(some.images, some.labels, some.places, torch.zeros_like(masks))
     assert float(saliency.penalty("bbox_o", maps, unknown)) == 0
+
+
+def test_gradient_supervision_is_one_minus_the_cosine():
+    """The map points along the first pixel, the change that the counterfactual makes is 3 there and 4 at the second."""
+    images, maps = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    images[0, 0, 0], maps[0, 0, 0, 0] = torch.tensor([3.5, 4.5]), 7.0
+    counterfactuals = torch.zeros_like(images)
+    counterfactuals[0, 0, 0] = 0.5
+    some = from_masks(images, torch.zeros(1), torch.zeros(1), torch.ones(1, 1, 2, 2, dtype=torch.bool))
+    assert saliency.supervision(maps, some, counterfactuals).tolist() == pytest.approx([1 - 3 / 5])
+
+
+class Pooled(nn.Module):
+    """Two maps, the first channels of an image, and two logits of their means m: 4 m_0 - 8 m_1, and 8 m_1."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def maps(self, images):
+        return images[:, :2] * self.scale
+
+    def head(self, maps):
+        return maps.mean((2, 3)) @ torch.tensor([[4.0, 0.0], [-8.0, 8.0]])
+
+
+def test_grad_cam_by_hand():
+    """A logit's gradient at each of four pixels is a quarter of its weight: the maps weigh 1 and -2, and 0 and 2."""
+    images = torch.zeros(2, 3, 2, 2)
+    images[:, 0] = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    images[:, 1] = torch.tensor([[0.0, 0.5], [2.0, -1.0]])
+    found = saliency.grad_cam(Pooled(), images, torch.tensor([0, 1]))
+    assert found.flatten(1).tolist() == [[1.0, 1.0, 0.0, 2.0], [0.0, 1.0, 4.0, 0.0]]
 
 
 def test_scaling_a_map_does_not_change_its_f1():
