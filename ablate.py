@@ -287,11 +287,11 @@ def claims(records):
     before = tables.mean(main, key="sample", arm="before", split=SPLITS[0], metric="vae_loss").mean
     numbers = (f"its loss {own:+.1f} nats, {1 + own.mean / before:.1f} times as before, published: "
                f"{PUBLISHED_GROWTH:.1f} times, once; by as many random zeros {chance:+.1f}")
-    text = "That ablation undoes the reconstruction of its sample " + tables.judge(own, "higher", numbers)
+    said = ["That ablation undoes the reconstruction of its sample " + tables.judge(own, "higher", numbers)]
     numbers = (f"{same:+.1f} nats on its class, {other:+.1f} on other classes, {other.mean / own.mean:.0%} of what it "
                "does to the sample")
-    text += " That other training samples are unaffected " + tables.judge(other, "no higher", numbers)
-    return text + (retraining_claim(records) if records[0]["options"]["against"] == "retrain" else "")
+    said += ["That other training samples are unaffected " + tables.judge(other, "no higher", numbers)]
+    return tables.bullets(said + [retraining_claim(records)] * (records[0]["options"]["against"] == "retrain"))
 
 
 def retraining_claim(records):
@@ -299,7 +299,7 @@ def retraining_claim(records):
     floor = tables.mean(records, key="retrained", arm="retrained", split=SPLITS[2], metric="displacement")
     moved = tables.mean(records, key="retrained", arm="retrained", split=SPLITS[0], metric="displacement")
     repeated = tables.mean(records, arm="repeated", metric="displacement").mean
-    return (" That ablation is a counterfactual, nearer than the untouched model to one trained without the sample, "
+    return ("That ablation is a counterfactual, nearer than the untouched model to one trained without the sample, "
             + tables.judge(gap, "lower", f"distance on the sample {gap:+.4f}")
             + f" Retraining itself moves the reconstruction of the sample by {moved:.4f} and those of other classes by "
             f"{floor:.4f}, {floor.mean / moved.mean:.0%} as far: that much is the chaos of training, not the sample. "

@@ -242,12 +242,12 @@ def claims(records):
     sentences = []
     for s in records[0]["options"]["strength"]:
         unseen, known = (change("sign step", split, s) for split in ("unseen", "known"))
-        sentences.append(
-            f"**At strength {s:g}**, that one step from one sample teaches others of its class, never shown, "
-            + tables.judge(unseen, "lower", f"MSE {unseen:+.4f}")
-            + " That it does not degrade the digits the model knows "
-            + tables.judge(known, "no higher", f"MSE {known:+.4f}"))
-    return " ".join(sentences)
+        sentences += [
+            f"That one step of {s:g} from one sample teaches others of its class, never shown, "
+            + tables.judge(unseen, "lower", f"MSE {unseen:+.4f}"),
+            f"That a step of {s:g} does not degrade the digits the model knows "
+            + tables.judge(known, "no higher", f"MSE {known:+.4f}")]
+    return tables.bullets(sentences)
 
 
 def main(run, checkpoint, strength, digit, anchors, seeds, others, strengths, several, sweep_anchors, device, results):

@@ -84,10 +84,11 @@ def claims(cells):
 def helix_table(records):
     """The toy beside the original's box plot (read off its figure)."""
     arms = arms_of(records)
-    body = [[{"pixel": "data space", "latent": "latent space"}[arm],
-             f"{values['distance median']:.3f}", PUBLISHED_HELIX[arm][0],
-             f"{values['distance first quartile']:.3f} to {values['distance third quartile']:.3f}", PUBLISHED_HELIX[arm][1],
-             f"{values['distance largest']:.2f}", PUBLISHED_HELIX[arm][2], f"{values['validity']:.0%}"]
-            for arm, values in arms.items()]  # fmt: skip
+    names, body = {"pixel": "data space", "latent": "latent space"}, []
+    for arm, values in arms.items():
+        median, quartiles, largest = PUBLISHED_HELIX[arm]
+        body.append([names[arm], f"{values['distance median']:.3f}", median,
+                     f"{values['distance first quartile']:.3f} to {values['distance third quartile']:.3f}", quartiles,
+                     f"{values['distance largest']:.2f}", largest, f"{values['validity']:.0%}"])
     return tables.markdown(["attacked in the", "median distance", "published", "quartiles", "published", "largest",
                             "published", "reached"], body)  # fmt: skip

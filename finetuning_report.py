@@ -92,14 +92,11 @@ def published_table(records, from_published, size=512):
 
 
 def claims(records):
-    """One paragraph that says which of the published claims these records bear out."""
+    """Which of the published claims these records bear out, as a list for each number of new digits."""
     options = records[0]["options"]
-    sentences = [
-        sentence.format(size=size)
-        for size in options["sizes"]
-        for sentence in claims_at(main_rows(records, size))
-    ]
-    return " ".join([f"Over {options['seeds']} seeds, by paired differences with 95 % intervals:", *sentences])
+    lists = [f"With {size} new digits:\n\n" + tables.bullets(claims_at(main_rows(records, size)))
+             for size in options["sizes"]]
+    return "\n\n".join([f"Over {options['seeds']} seeds, by paired differences with 95 % intervals.", *lists])
 
 
 def claims_at(rows):
@@ -110,17 +107,22 @@ def claims_at(rows):
     chance, hard = (gap("targeted", arm, NEW) for arm in ("random", "hard"))
     old, old_chance = (gap("targeted", arm, OTHERS) for arm in ("full", "random"))
     defined = tables.values(rows, arm="targeted", split=NEW, metric="frechet")
-    frechet = gap("targeted", "random", NEW, "frechet") if defined else None
+
+    def nearer(against, split):  # how the Fréchet distances differ, where there are enough digits for one
+        if not defined:
+            return ""
+        found = gap("targeted", against, split, "frechet")
+        return f", Fréchet distance {found:+.3f}, {tables.verdict(found)}"
+
     return [
-        "**With {size} new digits**, the claim that targeted finetuning teaches the new digit "
+        "That targeted finetuning teaches the new digit "
         + tables.judge(learned, "lower", f"MSE on it {learned:+.5f}"),
         "That it does so without harm to the others " + tables.judge(kept, "no higher", f"MSE {kept:+.5f}"),
         "That it keeps more of the old digits than the full set does "
-        + tables.judge(old, "lower", f"MSE on the others {old:+.5f}; against as many random samples {old_chance:+.5f}, "
-                       f"{tables.verdict(old_chance)}"),
+        + tables.judge(old, "lower", f"MSE on the others {old:+.5f}{nearer('full', OTHERS)}; MSE against as many "
+                       f"random samples {old_chance:+.5f}, {tables.verdict(old_chance)}"),
         "That its choice is better than a random one of equal size "
-        + tables.judge(chance, "lower", f"MSE on the new digit {chance:+.5f}"
-                       + (f", Fréchet distance {frechet:+.3f}, {tables.verdict(frechet)}" if frechet else "")),
+        + tables.judge(chance, "lower", f"MSE on the new digit {chance:+.5f}" + nearer("random", NEW)),
         "That it is better than mining the samples of highest loss "
         + tables.judge(hard, "lower", f"MSE on the new digit {hard:+.5f}"),
         "That it costs less than the full set, scoring included, " + cost(rows),

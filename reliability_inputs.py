@@ -160,9 +160,11 @@ def bad_files(folder):
         file.truncate(2**28)
     storage.save_checkpoint(folder / "foreign", {"architecture": {"name": "nosuch", "settings": {}},
                                                  "model": {"weight": torch.ones(3)}})  # fmt: skip
+    storage.save_checkpoint(folder / "settings", {"architecture": {"name": "vae", "settings": {"foo": 1}},
+                                                  "model": {"weight": torch.ones(3)}})  # fmt: skip
     torch.save(torch.ones(3), folder / "tensor")
     (folder / "folder").mkdir(exist_ok=True)
-    return {name: folder / name for name in (*contents, "huge", "foreign", "tensor", "folder", "missing")}
+    return {name: folder / name for name in (*contents, "huge", "foreign", "settings", "tensor", "folder", "missing")}
 
 
 class Bomb:

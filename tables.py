@@ -101,6 +101,11 @@ def judge(difference, claimed, numbers):
     return f"{words} ({numbers})."
 
 
+def bullets(sentences):
+    """A Markdown list."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
 def markdown(header, rows):
     """A Markdown table; the first column is text, the others are numbers and stand on the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]

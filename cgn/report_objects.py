@@ -117,7 +117,7 @@ def losses_claims(records):
             said.append(f"{LOSSES[left_out]}: {tables.judge(worse, 'lower', points(worse))}")
     if not said:
         return UNMEASURED
-    return "That fewer shapes can be read without it, for each loss: " + " ".join(said)
+    return "That fewer shapes can be read without it, for each loss:\n\n" + tables.bullets(said)
 
 
 # --- claim 3 -----------------------------------------------------------------------------------------------
@@ -246,22 +246,22 @@ def claims(records):
     difference = lambda head, metric, split, one="both", other="real": paired(
         found.get(Cell(one, head, split, metric), {}), found.get(Cell(other, head, split, metric), {}))
     for sentence, claimed, *what in (
-            ("Counterfactuals close the BG-gap (mean of shape and texture)", "lower", "shape and texture", "bg_gap",
-             "bg_gap"),
-            ("They raise accuracy on mixed-rand (mean of all heads)", "higher", "mean", "top-1", "mixed_rand"),
-            ("They raise it where all labels are independent (mean)", "higher", "mean", "top-1", "counterfactual"),
-            ("So they do in the shape's head alone", "higher", "shape", "top-1", "counterfactual"),
-            ("They cost accuracy on original images (mean)", "lower", "mean", "top-1", "original"),
-            ("They cost it in the shape's head", "lower", "shape", "top-1", "original")):  # fmt: skip
+            ("That counterfactuals close the BG-gap (mean of shape and texture)", "lower", "shape and texture",
+             "bg_gap", "bg_gap"),
+            ("That they raise accuracy on mixed-rand (mean of all heads)", "higher", "mean", "top-1", "mixed_rand"),
+            ("That they raise it where all labels are independent (mean)", "higher", "mean", "top-1", "counterfactual"),
+            ("That they do so in the shape's head alone", "higher", "shape", "top-1", "counterfactual"),
+            ("That they cost accuracy on original images (mean)", "lower", "mean", "top-1", "original"),
+            ("That they cost it in the shape's head", "lower", "shape", "top-1", "original")):  # fmt: skip
         found_difference = difference(*what)
         if found_difference is not None:
-            said.append(f"{sentence}: {tables.judge(found_difference, claimed, points(found_difference))}")
+            said.append(f"{sentence} {tables.judge(found_difference, claimed, points(found_difference))}")
     bias = paired(found.get(Cell("both", "shape", plan_objects.CONFLICTS, "shape bias"), {}),
                   found.get(Cell("both", "texture", plan_objects.CONFLICTS, "shape bias"), {}))  # fmt: skip
     if bias is not None:
-        said.append(f"The shape's head is more biased to shape than the texture's: "
+        said.append(f"That the shape's head is more biased to shape than the texture's "
                     f"{tables.judge(bias, 'higher', points(bias))}")
-    return " ".join(said) or UNMEASURED
+    return tables.bullets(said) or UNMEASURED
 
 
 def points(difference):

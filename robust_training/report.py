@@ -177,8 +177,8 @@ def claims(found):
          difference(found, pair, "group-DRO"), "higher"),
     ]  # fmt: skip
     numbers = lambda mean: f"{mean:+.1f} points, {mean.n} seed{'s' * (mean.n > 1)}"
-    return "\n".join(f"- That {text} {tables.judge(mean, claimed, numbers(mean))}"
-                     for text, mean, claimed in told if mean is not None) or UNMEASURED
+    return tables.bullets(f"That {text} {tables.judge(mean, claimed, numbers(mean))}"
+                          for text, mean, claimed in told if mean is not None) or UNMEASURED
 
 
 def blocks(records):

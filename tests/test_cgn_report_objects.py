@@ -176,11 +176,11 @@ def test_claims_are_decided_by_the_interval_of_paired_differences():
     rows += [evaluated("both", "mean", "original", "top-1", 0.9, 7),
              evaluated("real", "mean", "original", "top-1", 1.0)]  # fmt: skip
     said = report_objects.claims(rows)
-    assert "mixed-rand (mean of all heads): holds (+20.3 ± 1.4 points, 3 seeds)." in said
+    assert "mixed-rand (mean of all heads) holds (+20.3 ± 1.4 points, 3 seeds)." in said
     assert "original" not in said  # no seed that both have
     rows = [evaluated("both", head, "counterfactual", "shape bias", value, seed)
             for head, values in (("shape", (0.9, 0.8)), ("texture", (0.1, 0.7))) for seed, value in enumerate(values)]
-    assert "biased to shape than the texture's: is not decided (+45.0 ± 444.7 points, 2 seeds)." in (
+    assert "biased to shape than the texture's is not decided (+45.0 ± 444.7 points, 2 seeds)." in (
         report_objects.claims(rows))
     assert report_objects.claims([]) == report_objects.UNMEASURED
 

@@ -128,8 +128,8 @@ def test_published_changes_stand_beside_ours():
     (-0.1, 0.1, "is not decided", "is not contradicted")])  # fmt: skip
 def test_claims_follow_the_records(unseen, known, teaches, spares):
     assert cc.claims(made_up(unseen, known)) == (
-        "**At strength 0.5**, that one step from one sample teaches others of its class, never shown, "
-        f"{teaches} (MSE {unseen:+.4f} ± 0.1271). That it does not degrade the digits the model knows "
+        "- That one step of 0.5 from one sample teaches others of its class, never shown, "
+        f"{teaches} (MSE {unseen:+.4f} ± 0.1271).\n- That a step of 0.5 does not degrade the digits the model knows "
         f"{spares} (MSE {known:+.4f} ± 0.1271).")
 
 

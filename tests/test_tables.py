@@ -86,3 +86,8 @@ def test_differences_are_over_what_both_have():
     assert tables.differences(one, other) == pytest.approx([0.2, 0.4])
     assert tables.difference(one, other, scale=100).mean == pytest.approx(30)
     assert tables.difference(one, {7: 1.0}) is None
+
+
+def test_bullets_are_a_markdown_list():
+    assert tables.bullets(["one.", "two."]) == "- one.\n- two."
+    assert tables.bullets([]) == ""
