@@ -48,7 +48,6 @@ READS = (
     ("cgn.score_objects", "--target {run}"), ("cgn.score_objects", "--reader {run}"),
     ("cgn.score_objects", "--segmenter {file}"), ("cgn.score_objects", "--classifier {run}"),
     ("cgn.score_objects", "--classifier resnet18 --weights {file}"), ("cgn.analyse", "--run {run}"),
-    ("cgn.explain", "--run {run} --classifier runs/mnist_cnn/ckpt/best.pt"),
     ("cgn.train_ensemble", "--on real --backbone resnet18 --weights {file}"), ("cgn.evaluate", "--run {run}"),
     ("cgn.evaluate", "--classifier resnet18 --weights {file}"), ("robust_training.train", "--weights {file}"),
     ("robust_training.train", "--inpaint cagan --inpainter {run}"),
