@@ -177,11 +177,13 @@ def by_size(records, variant):
 
 def sizes_table(records):
     """Accuracy against the size of the counterfactual set and the number of counterfactuals a shape."""
-    lines = [[NAMES[variant], f"{size:,}", ratio, REPLICATED_SIZES.get((size, ratio), {}).get(variant, "–"),
-              percent(found.values()), len(found)]
-             for variant in NAMES for (size, ratio), found in sorted(by_size(records, variant).items())]
-    if not lines:
+    found = {variant: by_size(records, variant) for variant in NAMES}
+    if not any(found.values()):
         return UNMEASURED
+    lines = [[NAMES[variant], f"{size:,}", ratio, REPLICATED_SIZES.get((size, ratio), {}).get(variant, "–"),
+              percent(ours[size, ratio].values()) if (size, ratio) in ours else "not measured",
+              len(ours.get((size, ratio), ()))]
+             for variant, ours in found.items() for size, ratio in sorted(ours.keys() | REPLICATED_SIZES.keys())]
     return tables.markdown(["variant", "images", "of each shape", "replication", "ours: test accuracy, %", "seeds"],
                            lines)
 
