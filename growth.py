@@ -1,6 +1,6 @@
 """What the work costs as it grows, in seconds and memory, ours and the plain way (README, Speed).
 
-    python growth.py                              # 10 min on 2 cores; writes results/growth/
+    python growth.py                              # 13 min on 2 cores; writes results/growth/
     python growth.py --what scoring infills --sizes 2
 
 samples      scoring: each of N samples' own steps (part 3), against a loop over them
