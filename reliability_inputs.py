@@ -49,10 +49,12 @@ READS = (
     ("cgn.score_objects", "--segmenter {file}"), ("cgn.score_objects", "--classifier {run}"),
     ("cgn.score_objects", "--classifier resnet18 --weights {file}"), ("cgn.analyse", "--run {run}"),
     ("cgn.train_ensemble", "--on real --backbone resnet18 --weights {file}"), ("cgn.evaluate", "--run {run}"),
-    ("cgn.evaluate", "--classifier resnet18 --weights {file}"), ("robust_training.train", "--weights {file}"),
+    ("cgn.evaluate", "--classifier resnet18 --weights {file}"),
+    ("robust_training.train", "--backbone bit --weights {file}"),
     ("robust_training.train", "--inpaint cagan --inpainter {run}"),
 )  # fmt: skip
-RESUMED = tuple((script, "--run {run}") for script in TRAINING)  # whose last.pt is read, to go on from it
+RESUMED = tuple((script, "--run {run}" + " --on real" * (script == "cgn.train_ensemble"))  # without a set of its own
+                for script in TRAINING)  # whose last.pt is read, to go on from it
 OTHERS = (  # what is read besides, or written: a mistake whatever the file
     ("train", "--run {text}"), ("cgn.train", "--run {text}/run"), ("cgn.train_gan", "--folder {empty}"),
     ("cgn.train_saliency", "--images {folder} --masks {folder}"), ("cgn.train_saliency", "--images {folder}"),
