@@ -117,6 +117,7 @@ def test_a_loss_that_is_no_number_is_named(call, tmp_path, monkeypatch):
     assert "entropy was not finite" in error
 
 
+@pytest.mark.slow
 def test_collapsed_masks_are_said(call, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "mean_masks", lambda *_: torch.tensor([0.2] * 9 + [0.9]))
     code, out, _ = call("cgn.train", "--variant", "colored", *SHORT, "--run", tmp_path / "run",

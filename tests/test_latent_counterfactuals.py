@@ -71,6 +71,7 @@ def test_counting_goes_up_and_down_in_pixels(tmp_path, call):
         assert words in out
 
 
+@pytest.mark.slow
 def test_many_images_are_measured_with_the_pixel_attack_beside(tmp_path, call):
     words = ("latent_counterfactuals", "--model", "image_vae", "--count", 70, "--steps", 60, "--lr", 0.05,
              "--results", tmp_path)  # fmt: skip

@@ -267,6 +267,7 @@ KILLED = ["train.py", "--n", "256", "--n-validation", "64", "--epochs", "14", "-
           "--checkpoint-every", "1", "--device", "cpu"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert shell(*KILLED, "--run", whole, "--results", tmp_path / "r").returncode == 0
