@@ -58,7 +58,7 @@ def score_by_loop(model, images, strength):
 def compare(ours, baseline, repeats, device):
     """(median ratio of the baseline's seconds to ours, ours in seconds, largest difference of the results)."""
     ours(), baseline()  # once to warm up
-    pairs = [(experiment.seconds(ours, device), experiment.seconds(baseline, device)) for _ in range(repeats)]
+    pairs = experiment.in_turn((ours, baseline), repeats, device)
     gap = max(float((a[1] - b[1]).abs().max()) for a, b in pairs)
     return statistics.median(b[0] / a[0] for a, b in pairs), statistics.median(a[0] for a, _ in pairs), gap
 

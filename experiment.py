@@ -218,6 +218,11 @@ def seconds(side, device):
     return time.perf_counter() - started, result
 
 
+def in_turn(sides, repeats, device):
+    """What `seconds` gives of each side, `repeats` times one after the other, so that all see the same machine."""
+    return [tuple(seconds(side, device) for side in sides) for _ in range(repeats)]
+
+
 class Terms:
     """Loss terms since the last line of a log, summed on the device: nothing waits for it in between."""
 

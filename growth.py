@@ -61,21 +61,17 @@ MEGA = 2**20  # bytes
 # --- what is measured: (size, device, seed) -> (ours, the plain way), two functions of nothing ---------------
 
 
-def steps_of(model, images):
+def steps_of(n, device, seed, **settings):
+    """Own steps of n digits in a VAE with these settings."""
+    with experiment.seeded(seed, "growth"):
+        model = architecture.build("vae", **settings).to(device).eval()
+    images = datasets.mnist("train", device).images[:n]
     return (lambda: per_sample.score(model, images, STRENGTH),
             lambda: bench.score_by_loop(model, images, STRENGTH))  # fmt: skip
 
 
-def scoring(size, device, seed):
-    with experiment.seeded(seed, "growth"):
-        model = architecture.build("vae").to(device).eval()
-    return steps_of(model, datasets.mnist("train", device).images[:size])
-
-
 def step(size, device, seed):
-    with experiment.seeded(seed, "growth"):
-        model = architecture.build("vae", latent=size).to(device).eval()
-    return steps_of(model, datasets.mnist("train", device).images[:256])
+    return steps_of(256, device, seed, latent=size)
 
 
 def counterfactuals(size, device, seed):
@@ -141,7 +137,7 @@ class Operation(NamedTuple):
 
 LOOP, ONE = "a loop over the samples", "one image after another"
 OPERATIONS = {
-    "scoring": Operation("samples", LOOP, (64, 256, 1024, 4096), scoring),
+    "scoring": Operation("samples", LOOP, (64, 256, 1024, 4096), steps_of),
     "generation": Operation("samples", "the published generator", (100, 500, 2000, 5000), generation),
     "counterfactuals": Operation("batch", ONE, (1, 4, 16, 64), counterfactuals),
     "training": Operation("batch", "the published recipe", (4, 16, 64, 256), training),
@@ -164,8 +160,8 @@ def timed(name, size, repeats, device, seed):
         side()  # once to warm up
         often.append(math.ceil(LEAST / experiment.seconds(side, device)[0]))
     calls = [lambda side=side, n=n: [side() for _ in range(n)] and None for side, n in zip(sides, often, strict=True)]
-    pairs = [tuple(experiment.seconds(call, device)[0] / n for call, n in zip(calls, often, strict=True))
-             for _ in range(repeats)]
+    pairs = [[seconds / n for (seconds, _), n in zip(pair, often, strict=True)]
+             for pair in experiment.in_turn(calls, repeats, device)]
     ours, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
     return ours, plain, statistics.median(b / a for a, b in pairs)
 

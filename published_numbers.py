@@ -9,6 +9,7 @@ Numbers without a source named in their row are from the papers, their code's lo
 
 import tables
 from cgn import report as cgn_report
+from cgn.report import TEXTURES
 
 NO_ENSEMBLE = "not measured: it takes an ensemble of diffusion models for each"
 NO_IMAGENET = "not measured: needs ImageNet, its sets and weights"
@@ -42,7 +43,6 @@ CACHES = {("original",): (38.13, 10.44, 10.69), ("gan",): (31.33, 10.14, 11.00),
 FIVE = ("92.93 ± 0.44", "86.63 ± 0.24", "81.39 ± 0.44")
 CAMS = {"means": (".437 → .454", ".374 → .426", ".388 → .442"),
         "over five runs": (".439 → .456 ± .004", ".365 → .432 ± .005", ".396 → .443 ± .004")}  # fmt: skip
-VARIANTS = cgn_report.TEXTURES
 
 
 def table(ablation, finetuning, cgn):
@@ -122,13 +122,13 @@ def of_digits(records):
 
 
 def percents(records, arm, variant):
-    values = cgn_report.cell(records, arm, "test", variant, VARIANTS[variant])
+    values = cgn_report.cell(records, arm, "test", variant, TEXTURES[variant])
     return cgn_report.percent(values)
 
 
 def accuracies(records):
     """Rows of accuracies on the three variants, and by the size of the set."""
-    ours = lambda arm: ", ".join(percents(records, arm, variant) for variant in VARIANTS)
+    ours = lambda arm: ", ".join(percents(records, arm, variant) for variant in TEXTURES)
     rows = [["5", f"accuracy, {cgn_report.ARMS[arm]}: colored, double-colored, wildlife", "–",
              "its files: " + ", ".join(f"{value:.2f}" for value in values), ours(arm)]
             for arm, values in CACHES.items()]
@@ -161,8 +161,8 @@ def cams(records):
     overlap = lambda arm, variant: cgn_report.shown({
         row["seed"]: row["value"] for row in records if (row["experiment"], row["arm"], row["metric"]) == (
             "explain", arm, "iou_both") and row["options"]["variant"] == variant
-        and row["options"]["textures"] == VARIANTS[variant]}.values())
-    ours = "; ".join(f"{overlap('original', variant)} → {overlap('abducted', variant)}" for variant in VARIANTS)
+        and row["options"]["textures"] == TEXTURES[variant]}.values())
+    ours = "; ".join(f"{overlap('original', variant)} → {overlap('abducted', variant)}" for variant in TEXTURES)
     return [["5", f"GradCAM, IoU of fore- and background, {what}: colored; the others against other digits' masks", "–",
              "; ".join(values), f"own masks: {ours}"] for what, values in CAMS.items()]
 

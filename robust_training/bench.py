@@ -116,7 +116,7 @@ def against_loop(kind, name, batch, steps, repeats, device):
              lambda: [looped(name, batch) for _ in range(steps)])  # fmt: skip
     for side in sides:
         side()  # once to warm up
-    pairs = [tuple(experiment.seconds(side, device) for side in sides) for _ in range(repeats)]
+    pairs = experiment.in_turn(sides, repeats, device)
     ours, theirs = pairs[-1][0][1][0], pairs[-1][1][1][0]
     gap = float((ours - theirs).abs().max()) if name in EXACT else None
     return statistics.median(theirs[0] / ours[0] for ours, theirs in pairs), gap

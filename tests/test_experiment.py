@@ -154,3 +154,11 @@ def test_terms_are_averaged_and_the_first_that_is_not_finite_is_named():
     terms.add({"a": torch.tensor(3.0)})
     terms.add({})
     assert terms.means(2, "here") == {"a": 1.5}
+
+
+def test_sides_take_turns():
+    called = []
+    sides = [lambda: called.append("a") or 1, lambda: called.append("b") or 2]
+    pairs = experiment.in_turn(sides, 2, torch.device("cpu"))
+    assert called == ["a", "b", "a", "b"]
+    assert [[result for _, result in pair] for pair in pairs] == [[1, 2], [1, 2]]
